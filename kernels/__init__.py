@@ -1,0 +1,1 @@
+"""Triton kernels, one module an op; installed as `stib_fast.kernels`."""

@@ -1,0 +1,111 @@
+"""Splitting a data set and standardising its targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def split(n: int, validation_fraction: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Part n rows at random into training and validation rows.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    validation_fraction : float
+        Share of the validation rows, in (0, 1); rounded to whole rows, at least one.
+    seed : int
+        The same seed gives the same parts.
+
+    Returns
+    -------
+    train_rows, validation_rows : Tensor
+        int64, ascending, disjoint, together 0 to n - 1.
+
+    Raises
+    ------
+    ValueError
+        The fraction lies outside (0, 1) or leaves one part empty.
+
+    Examples
+    --------
+    >>> train_rows, validation_rows = split(100)
+    >>> len(train_rows), len(validation_rows)
+    (95, 5)
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie in (0, 1), not {validation_fraction}")
+    held_out = max(1, round(n * validation_fraction))
+    if held_out >= n:
+        raise ValueError(
+            f"validation_fraction {validation_fraction} of {n} rows leaves none to train on"
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+class Standardiser(nn.Module):
+    """Shift and scale columns to mean 0 and standard deviation 1, and back.
+
+    Fit it on the training rows only. It is a module so that its figures are saved with the model.
+
+    Parameters
+    ----------
+    mean, std : Tensor
+        Shape [T]; kept as float32 buffers.
+
+    Examples
+    --------
+    >>> standardiser = Standardiser.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]))
+    >>> standardiser.transform(torch.tensor([[1.0, 30.0]]))
+    tensor([[-1.,  1.]])
+    >>> standardiser.inverse(torch.tensor([[-1.0, 1.0]]))
+    tensor([[ 1., 30.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.to(torch.float32))
+        self.register_buffer("std", std.to(torch.float32))
+
+    @classmethod
+    def fit(cls, targets: Tensor) -> Standardiser:
+        """Take mean and standard deviation (of the population) of each column.
+
+        Parameters
+        ----------
+        targets : Tensor
+            Floating point, shape [N, T].
+
+        Raises
+        ------
+        ValueError
+            A column holds NaN or infinity, or the same number in every row.
+        """
+        if targets.ndim != 2 or not targets.is_floating_point() or not len(targets):
+            raise ValueError(
+                f"targets must be floating point [N, T] with rows, not {targets.dtype} "
+                f"{list(targets.shape)}"
+            )
+        for column, values in enumerate(targets.T):
+            if not values.isfinite().all():
+                raise ValueError(f"targets column {column} holds NaN or infinity")
+            if (values == values[0]).all():
+                raise ValueError(
+                    f"targets column {column} is {values[0].item()} in all {len(values)} rows: "
+                    "a constant cannot be standardised; leave it out"
+                )
+        wide = targets.double()
+        return cls(wide.mean(0), wide.std(0, correction=0))
+
+    def transform(self, targets: Tensor) -> Tensor:
+        """Standardise targets [..., T]; float32 or wider comes back in its own dtype."""
+        return (targets - self.mean) / self.std
+
+    def inverse(self, standardised: Tensor) -> Tensor:
+        """Return standardised targets [..., T] to their units."""
+        return standardised * self.std + self.mean

@@ -1,0 +1,204 @@
+"""The ops as modules, and the invariance critic for anybody's encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stib_fast import functional as F
+
+__all__ = ["MLP", "GaussianMILoss", "InvarianceCritic"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+class GaussianMILoss(nn.Module):
+    """`stib_fast.functional.gaussian_mi` as a loss, in nats.
+
+    Parameters
+    ----------
+    eps, bias_correction, precision
+        As for `stib_fast.functional.gaussian_mi`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stib_fast.nn import GaussianMILoss
+    >>> z = torch.randn(64, 3, requires_grad=True)
+    >>> GaussianMILoss()(z, torch.randn(64, 2)).backward()
+    >>> tuple(z.grad.shape)
+    (64, 3)
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float | None = None,
+        bias_correction: bool = False,
+        precision: F.Precision = "exact",
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.bias_correction = bias_correction
+        self.precision = precision
+
+    def forward(self, z: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mutual information of the rows of z [B, n] and y [B, m]; 0-dim."""
+        return F.gaussian_mi(
+            z,
+            y,
+            weight=weight,
+            eps=self.eps,
+            bias_correction=self.bias_correction,
+            precision=self.precision,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the options, for printing."""
+        return (
+            f"eps={self.eps}, bias_correction={self.bias_correction}, precision={self.precision!r}"
+        )
+
+
+class MLP(nn.Sequential):
+    """Linear layers with an activation between them.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Widths from input to output.
+    activation : {"gelu", "relu", "silu", "softplus", "tanh"}
+    bias : bool
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stib_fast.nn import MLP
+    >>> MLP([2, 16, 3])(torch.zeros(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str = "silu", bias: bool = True) -> None:
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation must be one of {known}; got {activation!r}")
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(before, after, bias=bias), ACTIVATIONS[activation]()]
+        super().__init__(*layers[:-1])
+
+
+class _ReverseGradient(torch.autograd.Function):
+    """The identity whose gradient is multiplied by -weight (Ganin & Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * -ctx.weight, None
+
+
+class InvarianceCritic(nn.Module):
+    r"""Makes a representation independent of a continuous variable, by an adversary.
+
+    The critic maps z, and a bijection h maps y, to `feature_dim` features each; their Gaussian
+    mutual information I(critic(z); h(y)) is a lower view of I(z; y) that the critic raises and the
+    encoder lowers (Wieser et al. 2020, Eq. 6 and 7; the bijection of section 4, two networks h and
+    h⁻¹ held together by a cycle loss). With two features a side, as in the paper, it sees little
+    more than linear dependence; with eight or more it sees non-linear dependence. The batch should
+    grow like the square of `feature_dim`: the estimate's bias is feature_dim² / 2B nats.
+
+    Parameters
+    ----------
+    z_dim, y_dim : int
+        Columns of the representation and of the variable.
+    feature_dim : int
+        Features a side.
+    hidden : sequence of int
+        Hidden widths of the three networks.
+    activation : str
+        See `MLP`.
+    cycle_weight : float
+        Weight of ‖h⁻¹(h(y)) − y‖² against the mutual information.
+    y_scale : float
+        y is divided by it on its way into h: about the spread of y.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stib_fast.nn import InvarianceCritic
+    >>> critic = InvarianceCritic(z_dim=3, y_dim=1)
+    >>> z, y = torch.randn(256, 3, requires_grad=True), torch.randn(256, 1)
+    >>> critic(z, y, weight=2.0).backward()  # fills the gradients of the critic and of z
+    >>> z.grad.shape
+    torch.Size([256, 3])
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        y_dim: int,
+        feature_dim: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "silu",
+        cycle_weight: float = 0.01,
+        y_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.cycle_weight = cycle_weight
+        self.y_scale = y_scale
+        self.critic = MLP([z_dim, *hidden, feature_dim], activation)
+        self.h = MLP([y_dim, *hidden, feature_dim], activation)
+        self.h_inverse = MLP([feature_dim, *hidden, y_dim], activation)
+
+    def encoder_loss(self, z: Tensor, y: Tensor) -> Tensor:
+        """I(critic(z); h(y)) in nats for the encoder to minimise; the critic gets no gradient.
+
+        The term of Eq. (6). z is [B, z_dim], y is [B, y_dim].
+        """
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        features = torch.func.functional_call(self.critic, frozen, (z,))
+        with torch.no_grad():
+            target = self.h(y / self.y_scale)
+        return F.gaussian_mi(features, target)
+
+    def critic_loss(self, z: Tensor, y: Tensor) -> Tensor:
+        """Return −I + cycle_weight · cycle for the critic to minimise; z gets no gradient.
+
+        The term of Eq. (7) with the bijection's loss of section 4.
+        """
+        return self._adversary(z.detach(), y)[0]
+
+    def forward(self, z: Tensor, y: Tensor, weight: float = 1.0) -> Tensor:
+        """Both losses in one pass: the critic descends `critic_loss`, z descends weight · I.
+
+        Gradients equal those of ``weight * encoder_loss(z, y)`` for z and of ``critic_loss(z, y)``
+        for the critic, at half the work: the sign of the gradient turns between them.
+        """
+        return self._adversary(_ReverseGradient.apply(z, weight), y)[0]
+
+    def losses(self, z: Tensor, y: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `forward` gives, with its two terms: I in nats and the cycle loss, detached.
+
+        The cycle loss is the mean over rows of ‖h⁻¹(h(y)) − y‖², in units of y.
+        """
+        loss, mi, cycle = self._adversary(_ReverseGradient.apply(z, weight), y)
+        return loss, mi.detach(), cycle.detach()
+
+    def _adversary(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        target = self.h(y / self.y_scale)
+        mi = F.gaussian_mi(self.critic(z), target)
+        cycle = (self.h_inverse(target) * self.y_scale - y).square().sum(1).mean()
+        return self.cycle_weight * cycle - mi, mi, cycle

@@ -1,0 +1,1 @@
+"""The ops: schema, fake, autograd, eager backend and choice of backend, one module each."""

@@ -1,0 +1,215 @@
+"""The op ``moments``: count, mean and scatter matrix of a sample in several parts, in one read.
+
+Gaussian mutual information is an algebra of these moments: those of a union of samples are a sum
+(Chan, Golub & LeVeque 1979), and everything after them is d x d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stib_fast.backends import LIBRARY, backend_for
+
+LIBRARY.define(
+    "moments(Tensor[] parts, Tensor? weight, bool fast)"
+    " -> (Tensor count, Tensor mean, Tensor scatter)"
+)
+# Rows w_r (((x_r - center) * scale) matrix * scale + shift), one tensor for each part.
+LIBRARY.define(
+    "moments_apply(Tensor[] parts, Tensor? weight, Tensor center, Tensor scale, Tensor matrix,"
+    " Tensor shift) -> Tensor[]"
+)
+
+CHUNKS = 64
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.library.register_fake("stib_fast::moments", lib=LIBRARY)
+def _(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Triple:
+    d = sum(part.shape[1] for part in parts)
+    new = parts[0].new_empty
+    return (
+        new((), dtype=torch.float64),
+        new((d,), dtype=torch.float64),
+        new((d, d), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("stib_fast::moments_apply", lib=LIBRARY)
+def _(
+    parts: Sequence[Tensor],
+    weight: Tensor | None,
+    center: Tensor,
+    scale: Tensor,
+    matrix: Tensor,
+    shift: Tensor,
+) -> list[Tensor]:
+    return [part.new_empty(part.shape) for part in parts]
+
+
+def moments_eager(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Triple:
+    """Count, mean and scatter in plain PyTorch, differentiable to any order.
+
+    Rows are centred before they are multiplied, and products are summed over `CHUNKS` fixed chunks,
+    so that the bits do not depend on the number of threads.
+    """
+    # MPS has no float64: there the products are float32 and the d x d step runs on the CPU.
+    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    x = torch.cat([part.to(wide) for part in parts], dim=1)
+    rows, d = x.shape
+    w = torch.ones_like(x[:, :1]) if weight is None else weight.to(wide)[:, None]
+    pad = (0, 0, 0, -rows % CHUNKS)
+    weights = torch.nn.functional.pad(w, pad).reshape(CHUNKS, -1, 1)
+    count = weights.sum(1).sum(0)
+
+    def total(values: Tensor) -> Tensor:
+        chunks = torch.nn.functional.pad(values, pad).reshape(CHUNKS, -1, d)
+        return (weights * chunks).sum(1).sum(0)
+
+    safe_count = torch.where(count > 0, count, torch.ones_like(count))
+    origin = x[:1].detach().sum(0)  # any point near the data, none of an empty sample
+    mean = origin + total(x - origin) / safe_count
+    centered = torch.nn.functional.pad(x - mean, pad).reshape(CHUNKS, -1, d)
+    with torch.autocast(x.device.type, enabled=False):
+        if fast:
+            products = (centered.float() * weights.float()).mT @ centered.float()
+        else:
+            products = (centered * weights).mT @ centered
+    scatter = products.to(wide).sum(0)
+    if wide is torch.float32:
+        count, mean, scatter = (v.to("cpu", torch.float64) for v in (count, mean, scatter))
+    return count[0], mean, scatter
+
+
+class _Moments(torch.autograd.Function):
+    """`moments` on the compiled backend, with its vector-Jacobian product."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor | None, fast: bool, *parts: Tensor) -> Triple:
+        count, mean, scatter = torch.ops.stib_fast.moments(parts, weight, fast)
+        ctx.fast = fast
+        ctx.save_for_backward(weight, count, mean, scatter, *parts)
+        ctx.mark_non_differentiable(count)
+        return count, mean, scatter
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, count, mean, scatter, *parts = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            needed = [part for part in parts if part.requires_grad]
+            outputs = moments_eager(parts, weight, ctx.fast)[1:]
+            found = iter(torch.autograd.grad(outputs, needed, grads[1:], create_graph=True))
+            return None, None, *(next(found) if part.requires_grad else None for part in parts)
+        return None, None, *_moments_rows(parts, weight, count, mean, scatter, *grads[1:])
+
+
+def _moments_rows(
+    parts: Sequence[Tensor],
+    weight: Tensor | None,
+    count: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    grad_mean: Tensor,
+    grad_scatter: Tensor,
+) -> list[Tensor]:
+    """Rows of the gradient: w ((x - mean)(G + G^T) + g / count)."""
+    # The kernel works on columns scaled to unit scatter, so that float32 neither overflows nor
+    # underflows; a constant column keeps its unit.
+    spread = scatter.diagonal()
+    scale = torch.where(spread > 0, spread, torch.ones_like(spread)).rsqrt()
+    matrix = (grad_scatter + grad_scatter.mT) / (scale[:, None] * scale)
+    return torch.ops.stib_fast.moments_apply(parts, weight, mean, scale, matrix, grad_mean / count)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    parts, weight, _ = inputs
+    ctx.save_for_backward(weight, *output, *parts)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[list[Tensor], None, None]:
+    weight, count, mean, scatter, *parts = ctx.saved_tensors
+    return _moments_rows(parts, weight, count, mean, scatter, *grads[1:]), None, None
+
+
+torch.library.register_autograd(
+    "stib_fast::moments", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+def moments(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Triple:
+    """Count, mean and scatter of checked parts on the backend in force."""
+    if backend_for(parts[0].device) == "eager":
+        return moments_eager(parts, weight, fast)
+    if torch.compiler.is_compiling():
+        return torch.ops.stib_fast.moments(parts, weight, fast)
+    return _Moments.apply(weight, fast, *parts)
+
+
+def check_parts(names: Sequence[str], parts: Sequence[Tensor]) -> None:
+    """Refuse what no backend is defined on.
+
+    Raises
+    ------
+    ValueError
+        Naming the part and the remedy.
+    """
+    first = parts[0]
+    for name, part in zip(names, parts, strict=True):
+        if not isinstance(part, Tensor):
+            raise ValueError(f"{name} must be a torch tensor; got {type(part).__name__}")
+        if part.dim() != 2:
+            raise ValueError(
+                f"{name} must have shape [rows, columns]; got {tuple(part.shape)}. "
+                "Reshape one column with x[:, None]; flatten leading dimensions or loop over them."
+            )
+        if part.dtype not in FLOATS:
+            raise ValueError(
+                f"{name} must be float32, float64, bfloat16 or float16; got {part.dtype}. "
+                f"Convert it with {name}.float()."
+            )
+        if part.dtype != first.dtype:
+            raise ValueError(f"{name} is {part.dtype} but {names[0]} is {first.dtype}; convert one")
+        if part.device != first.device:
+            raise ValueError(f"{name} is on {part.device} but {names[0]} is on {first.device}")
+        if part.shape[0] != first.shape[0]:
+            raise ValueError(
+                f"{name} has {part.shape[0]} rows but {names[0]} has {first.shape[0]}; "
+                "they are samples of one joint variable"
+            )
+        if part.shape[1] == 0:
+            raise ValueError(f"{name} has no columns")
+
+
+def check_weight(weight: Tensor, like: Tensor) -> Tensor:
+    """Weights as float64 of one element a row.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape or device, for weights that ask for a gradient and, on the CPU, for
+        negative or non-finite ones.
+    """
+    if not isinstance(weight, Tensor) or weight.shape != like.shape[:1]:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight must be a tensor of shape [{like.shape[0]}]; got {shape}")
+    if weight.device != like.device:
+        raise ValueError(f"weight is on {weight.device} but the sample is on {like.device}")
+    if weight.requires_grad:
+        raise ValueError("weight has no gradient here; pass weight.detach()")
+    if weight.is_complex():
+        raise ValueError("weight must be real")
+    # Reading the values elsewhere would stop the device; under compilation it would cut the graph.
+    if (
+        weight.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not bool(((weight >= 0) & (weight < torch.inf)).all())
+    ):
+        raise ValueError("weight must be finite and not negative: it says how often a row counts")
+    if weight.device.type == "mps":
+        return weight.float()
+    return weight.to(torch.float64).contiguous()

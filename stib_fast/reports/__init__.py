@@ -1,0 +1,20 @@
+"""Tables and figures that set results beside the paper's."""
+
+from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.tables import (
+    ARTIFICIAL_LIMIT,
+    ARTIFICIAL_PAPER,
+    QM9_PAPER,
+    artificial_table,
+    qm9_table,
+)
+
+__all__ = [
+    "ARTIFICIAL_LIMIT",
+    "ARTIFICIAL_PAPER",
+    "QM9_PAPER",
+    "artificial_table",
+    "latent_figure",
+    "qm9_table",
+    "training_figure",
+]

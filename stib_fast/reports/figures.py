@@ -1,0 +1,244 @@
+"""Figures of a run: the latent space (the paper's Figure 4) and the course of training."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from stib_fast.reports.tables import ARTIFICIAL_LIMIT, ARTIFICIAL_PAPER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BINS = 10
+PANELS = {
+    "mae_x": "MAE(X)",
+    "mae_y": "MAE(Y)",
+    "smiles_accuracy": "SMILES accuracy",
+    "gap_mae_ev": "MAE(gap), eV",
+    "polarisability_mae_bohr3": "MAE(polarisability), bohr³",
+    "mi_bits": "MI, bits",
+    "mi_bits_sampled": "MI sampled, bits",
+    "mi_bits_whitened": "MI whitened, bits",
+    "mi_bits_whitened_active": "MI whitened active, bits",
+    "active_units": "active units",
+    "probe_r2_sampled": "R² of Y from Z0 sampled",
+    "probe_r2_active": "R² of Y from Z0 active",
+}
+"""Column of the metrics -> title of its panel, in the order of the panels."""
+
+
+def latent_figure(
+    z0: Tensor, z1: Tensor, t: Tensor, path: Path | str, *, title: str = "Latent space"
+) -> None:
+    """Draw the first dimension of Z0 against the first of Z1, coloured by ten bins of t.
+
+    The paper's Figure 4: horizontal stripes of one colour mean that moving along Z0 leaves the
+    target as it is.
+
+    Parameters
+    ----------
+    z0 : Tensor
+        ``[n, d]`` or ``[n]``, the invariant part (x-axis: its first column).
+    z1 : Tensor
+        ``[n, d]`` or ``[n]``, the predictive part (y-axis: its first column).
+    t : Tensor
+        ``[n]``, the target's coordinate, e.g. the angle of the spiral; the bins have equal widths.
+    path : Path or str
+        The PNG file to write.
+    title : str
+        Title above the figure.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of rows differ, there are none, or an entry is NaN or infinite.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> t = torch.linspace(-12, 12, 50)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     latent_figure(torch.sin(40 * t), t / 7, t, Path(folder) / "latent.png")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['latent.png']
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm
+    from matplotlib.figure import Figure
+
+    across, along, colour = _first_column("z0", z0), _first_column("z1", z1), _first_column("t", t)
+    if not len(across) == len(along) == len(colour):
+        raise ValueError(
+            "z0, z1 and t must have the same number of rows, "
+            f"got {len(across)}, {len(along)} and {len(colour)}"
+        )
+    edges = np.histogram_bin_edges(colour, BINS)
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    points = axes.scatter(
+        across,
+        along,
+        c=colour,
+        s=float(np.clip(40_000 / len(colour), 2, 20)),
+        cmap=colormaps["turbo"].resampled(BINS),
+        norm=BoundaryNorm(edges, BINS),
+        linewidths=0,
+    )
+    digits = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
+    figure.colorbar(
+        points, ax=axes, label="t (bins of equal width)", ticks=edges, format=f"%.{digits}f"
+    )
+    axes.set_xlabel("first dimension of Z0 (invariant)")
+    axes.set_ylabel("first dimension of Z1 (predictive)")
+    axes.set_title(title)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def training_figure(
+    metrics_csv: Path | str,
+    path: Path | str,
+    *,
+    paper: Mapping[str, float] = ARTIFICIAL_PAPER["STIB"],
+    limit: Mapping[str, float] = ARTIFICIAL_LIMIT,
+) -> None:
+    r"""Draw how the figures of merit move along training, one panel for each.
+
+    Parameters
+    ----------
+    metrics_csv : Path or str
+        A CSV file with a header, a column ``step`` and any of the columns named in
+        :data:`PANELS`; other columns, empty and non-finite cells are passed over.
+    path : Path or str
+        The PNG file to write.
+    paper : Mapping
+        Column -> the paper's value, drawn as a dashed line.
+    limit : Mapping
+        Column -> the best possible value, drawn as a dotted line.
+
+    Raises
+    ------
+    ValueError
+        If the file has no column ``step``, none of the known columns holds a number, or a cell is
+        not a number (the message names line and column).
+    OSError
+        If a file cannot be read or written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "metrics.csv"
+    ...     _ = file.write_text("step,mae_x\n0,4.0\n100,0.3\n")
+    ...     training_figure(file, Path(folder) / "training.png")
+    ...     (Path(folder) / "training.png").exists()
+    True
+    """
+    from matplotlib.figure import Figure
+
+    curves = _curves(Path(metrics_csv))
+    columns = min(3, len(curves))
+    rows = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axes, (name, (steps, values)) in zip(grid, curves.items(), strict=False):
+        _panel(axes, name, steps, values, paper.get(name), limit.get(name))
+    for axes in grid[len(curves) :]:
+        axes.remove()
+    handles = {
+        label: line
+        for axes in grid
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False
+        )
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _first_column(name: str, value: Tensor) -> np.ndarray:
+    columns = value.detach().cpu().double().numpy()
+    if columns.ndim not in (1, 2) or columns.size == 0:
+        raise ValueError(f"{name} must be a non-empty [n, d] or [n] tensor, got {columns.shape}")
+    if not np.isfinite(columns).all():
+        raise ValueError(f"{name} holds NaN or infinity; the model may have diverged")
+    return columns.reshape(len(columns), -1)[:, 0]
+
+
+def _curves(metrics_csv: Path) -> dict[str, tuple[list[float], list[float]]]:
+    with metrics_csv.open(newline="") as lines:
+        reader = csv.DictReader(lines)
+        names = reader.fieldnames or []
+        if "step" not in names:
+            raise ValueError(f"{metrics_csv} has no column 'step', only {', '.join(names)}")
+        curves: dict[str, tuple[list[float], list[float]]] = {
+            name: ([], []) for name in PANELS if name in names
+        }
+        for row in reader:
+            step = _number(metrics_csv, reader.line_num, "step", row["step"])
+            for name, (steps, values) in curves.items():
+                if not row[name]:
+                    continue
+                value = _number(metrics_csv, reader.line_num, name, row[name])
+                if math.isfinite(value):
+                    steps.append(step)
+                    values.append(value)
+    curves = {name: curve for name, curve in curves.items() if curve[0]}
+    if not curves:
+        raise ValueError(f"{metrics_csv} holds no value of any of {', '.join(PANELS)}")
+    return curves
+
+
+def _number(metrics_csv: Path, line: int, name: str, cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise ValueError(
+            f"{metrics_csv}, line {line}, column {name}: {cell!r} is not a number"
+        ) from None
+
+
+def _panel(
+    axes: Axes,
+    name: str,
+    steps: list[float],
+    values: list[float],
+    paper: float | None,
+    limit: float | None,
+) -> None:
+    axes.plot(steps, values, color="C0", linewidth=1.4, marker=".", markersize=3)
+    if paper is not None:
+        axes.axhline(paper, color="C1", linestyle="--", linewidth=1.2, label="paper's STIB")
+    if limit is not None:
+        axes.axhline(limit, color="black", linestyle=":", linewidth=1.4, label="limit")
+    _scale(axes, name, values)
+    axes.set_title(f"{PANELS[name]}   (last {values[-1]:.3g})", fontsize=10)
+    axes.set_xlabel("step", fontsize=9)
+    axes.tick_params(labelsize=8, labelbottom=True)
+    axes.grid(alpha=0.3)
+
+
+def _scale(axes: Axes, name: str, values: list[float]) -> None:
+    """Give the panels of one kind of figure one kind of scale, so that they compare at a glance."""
+    from matplotlib.ticker import MaxNLocator
+
+    if name.startswith("probe_r2"):
+        axes.set_ylim(min(-0.1, *values), 1.05)
+    elif name == "active_units":
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    elif name.startswith("mi_bits") or "mae" in name:
+        # Errors fall over two decades, to a limit of 0; estimates of MI can be negative.
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_yticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(min(-0.02, 1.3 * min(values)), max(0.6, 1.3 * max(values)))

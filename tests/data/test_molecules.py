@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from stib_fast.data.molecules import EV_PER_HARTREE, MoleculeTable, read_csv, read_qm9
+
+# The layout of QM9's records: atoms, properties, the atoms, frequencies, SMILES, InChI.
+WATER = (
+    "3\n"
+    "gdb 3\t799.58812\t437.90386\t282.94545\t1.8511\t6.31\t-0.2928\t0.0687\t0.3615\t19.0002\t"
+    "0.021375\t-76.404702\t-76.401867\t-76.400922\t-76.422349\t6.002\t\n"
+    "O\t-0.0343604951\t 0.9775395708\t 0.0076015923\t-0.589706\n"
+    "H\t 0.0647664923\t 0.0205721989\t 0.0015346341\t 0.294853\n"
+    "H\t 0.8717903737\t 1.3007924048\t 1.5*^-5\t 0.294853\n"
+    "1671.4222\t3803.6305\t3907.698\n"
+    "O\tO\t\n"
+    "InChI=1S/H2O/h1H2\tInChI=1S/H2O/h1H2\n"
+)
+ALCOHOL = (
+    "1\ntag_7 7 1 2 3 4 7.75*^1 -1 1 3.6*^-1 0\nC\t0\t0\t0\t0\n1\t2\t3\n"
+    "CC(O)C\tC[C@H](O)C\nInChI=1S/x\ty\n"
+)
+
+
+def archive(path: Path, records: dict[str, str]) -> Path:
+    with tarfile.open(path, "w:bz2") as tar:
+        for name, text in records.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_csv(tmp_path: Path, name: str) -> None:
+    # A trailing newline inside the quotes (as in the published ZINC file), other columns, a blank
+    # line, a byte-order mark and Windows line ends.
+    path = write(
+        tmp_path / name, '\ufeffid,smiles,qed,logP\r\n1,"CCO\n",0.4,-1e-1\r\n\r\n2,N,.5,2\r\n'
+    )
+    table = read_csv(path, targets={"logP": "", "qed": "share"})
+    assert table.smiles == ["CCO", "N"]
+    assert torch.equal(table.targets, torch.tensor([[-0.1, 0.4], [2, 0.5]], dtype=torch.float64))
+    assert (table.target_names, table.units) == (("logP", "qed"), ("", "share"))
+    assert len(table) == 2
+
+
+def test_csv_of_smiles_alone(tmp_path: Path) -> None:
+    table = read_csv(write(tmp_path / "t.csv", "s\nC\nN\n"), smiles="s", targets={})
+    assert table.targets.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"column 'smiles' is missing; there are \[\]"),
+        ("smiles,logP\n", "no molecules"),
+        ("smiles,qed\nC,1\n", "column 'logP' is missing; there are .*'qed'"),
+        ("smiles,logP,logP\nC,1,2\n", "column 'logP' appears more than once"),
+        ("smiles,logP\nC,1\nN,two\n", "1 unreadable cells: row 2, column 'logP': 'two'"),
+        ("smiles,logP\nC,\n", "row 1, column 'logP': '' is not a finite number"),
+        ("smiles,logP\nC\n", "row 1, column 'logP': ''"),
+        ("smiles,logP\nC,nan\nN,inf\n", "2 unreadable cells: row 1.*'nan'.*row 2.*'inf'"),
+        ("smiles,logP\n ,1\n", "row 1: the SMILES is empty"),
+        ("smiles,logP\n" + "C,x\n" * 100, r"100 unreadable cells: .*row 5, [^;]*; \.\.\.$"),
+    ],
+)
+def test_csv_refuses(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"t\.csv: .*{message}"):
+        read_csv(write(tmp_path / "t.csv", text), targets={"logP": ""})
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_csv(tmp_path / "none.csv", targets={})
+    whole = gzip.compress(b"smiles\n" + b"CCO\n" * 1000)
+    altered = whole[:20] + bytes([whole[20] ^ 255]) + whole[21:]
+    for damaged in (whole[:-12], altered, b"smiles\nC\n"):
+        (tmp_path / "t.csv.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t\.csv\.gz: not a readable CSV file"):
+            read_csv(tmp_path / "t.csv.gz", targets={})
+    (tmp_path / "t.csv").write_bytes(b"smiles\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"t\.csv: not a readable CSV file"):
+        read_csv(tmp_path / "t.csv", targets={})
+
+
+def test_qm9_csv_units_and_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.csv", "mol_id,smiles,mu,alpha,gap\ngdb_3,O,1.8,6.31,0.3615\n")
+    table = read_qm9(path)
+    assert (table.target_names, table.units) == (("gap", "polarisability"), ("eV", "bohr^3"))
+    assert table.targets.tolist() == [[0.3615 * EV_PER_HARTREE, 6.31]]
+    path = write(tmp_path / "q.csv", "string,pol,width\nO,6.31,9.84\n")
+    table = read_qm9(path, gap="width", polarisability="pol", smiles="string", gap_unit="ev")
+    assert table.targets.tolist() == [[9.84, 6.31]]
+    with pytest.raises(ValueError, match="column 'alpha' is missing"):
+        read_qm9(path, gap="width", smiles="string")
+    with pytest.raises(ValueError, match="gap_unit must be"):
+        read_qm9(path, gap_unit="eV")
+
+
+def test_qm9_archive(tmp_path: Path) -> None:
+    path = archive(
+        tmp_path / "ds.xyz.tar.bz2",
+        {"x/a_1.xyz": WATER, "readme.txt": "no record", "b.xyz": ALCOHOL},
+    )
+    table = read_qm9(path)
+    # GDB's string, not the one with stereo marks; exponents written '*^'.
+    assert table.smiles == ["O", "CC(O)C"]
+    assert table.targets.tolist() == [
+        [0.3615 * EV_PER_HARTREE, 6.31],
+        [0.36 * EV_PER_HARTREE, 77.5],
+    ]
+    with pytest.raises(ValueError, match="in Hartree"):
+        read_qm9(path, gap_unit="ev")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("", "record a.xyz has no property line"),
+        (WATER.split("InChI")[0], "record a.xyz has no .* InChI"),
+        (WATER.replace("\t0.3615", "\tgap"), "record a.xyz, column 'gap': 'gap'"),
+        (WATER.replace("\t6.31", "\tnan"), "record a.xyz, column 'alpha': 'nan'"),
+        (WATER.replace("O\tO\t\n", "\n"), "record a.xyz: the SMILES is empty"),
+    ],
+)
+def test_qm9_archive_names_the_damaged_record(tmp_path: Path, record: str, message: str) -> None:
+    path = archive(tmp_path / "ds.tar.bz2", {"good.xyz": WATER, "a.xyz": record})
+    with pytest.raises(ValueError, match=message):
+        read_qm9(path)
+
+
+def test_damaged_archives(tmp_path: Path) -> None:
+    path = archive(tmp_path / "ds.tar.bz2", {"a.xyz": WATER})
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    altered = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    for damaged in (whole[:middle], altered, b"", b"not an archive", bz2.compress(b"no tar" * 200)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"ds\.tar\.bz2: not a readable"):
+            read_qm9(path)
+
+
+def test_a_table_is_consistent() -> None:
+    with pytest.raises(ValueError, match="1 SMILES, 2 target names and 2 units"):
+        MoleculeTable(["C"], torch.zeros(1, 3, dtype=torch.float64), ("a", "b"), ("", ""))
+
+
+@pytest.mark.data
+def test_real_qm9(data_dir: Path) -> None:
+    isomers = read_qm9(data_dir / "qm9_c7h10o2.csv")
+    assert len(isomers) == 5790
+    # The ranges which the data's description states, to its digits.
+    assert isomers.targets[:, 0].aminmax() == pytest.approx((3.85, 9.64), abs=0.005)
+    assert isomers.targets[:, 1].aminmax() == pytest.approx((71.45, 86.24), abs=0.005)
+    assert len(read_qm9(data_dir / "qm9_other.csv.gz")) == 46868
+
+
+@pytest.mark.data
+def test_real_zinc(data_dir: Path) -> None:
+    table = read_csv(data_dir / "zinc250k.csv.gz", targets={"logP": "", "qed": "", "sas": ""})
+    assert len(table) == 236984
+    assert 0 < table.targets[:, 1].min() < table.targets[:, 1].max() < 1

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stib_fast.data.preprocessing import Standardiser, split
+
+
+@given(st.integers(20, 500), st.floats(0.01, 0.9), st.integers(0, 2**31))
+def test_split_parts_all_rows(n: int, fraction: float, seed: int) -> None:
+    train, validation = split(n, fraction, seed)
+    assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(n))
+    assert len(validation) == max(1, round(n * fraction))
+    assert bool((train.diff() > 0).all() and (validation.diff() > 0).all())
+    again = split(n, fraction, seed)
+    assert torch.equal(train, again[0])
+
+
+def test_seeds_part_differently_and_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    assert not torch.equal(split(1000, seed=0)[1], split(1000, seed=1)[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction"), [(10, 0.0), (10, 1.0), (10, float("nan")), (1, 0.5), (0, 0.5), (3, 0.9)]
+)
+def test_split_refuses_empty_parts(n: int, fraction: float) -> None:
+    with pytest.raises(ValueError, match="validation_fraction"):
+        split(n, fraction)
+
+
+def test_standardised_columns() -> None:
+    targets = torch.randn(1000, 3, dtype=torch.float64) * torch.tensor([1e-3, 1, 1e3]) + 50
+    standardised = Standardiser.fit(targets).transform(targets)
+    # mean and std are kept in float32: relative error 2^-24 of the mean 50 against a std of 1e-3.
+    assert standardised.mean(0) == pytest.approx(torch.zeros(3), abs=50 * 2**-24 / 1e-3)
+    assert standardised.std(0, correction=0) == pytest.approx(torch.ones(3), abs=2**-23)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-24), (torch.float64, 2**-53)])
+def test_inverse_undoes_transform(dtype: torch.dtype, unit: float) -> None:
+    targets = torch.rand(64, 2, dtype=dtype) * torch.tensor([5, 10]) + torch.tensor([4, 70])
+    standardiser = Standardiser.fit(targets)
+    back = standardiser.inverse(standardiser.transform(targets))
+    assert back.dtype == dtype
+    # Four roundings, none of a number above 80.
+    assert (back - targets).abs().max() <= 4 * unit * 80
+
+
+def test_figures_travel_with_the_state() -> None:
+    fitted = Standardiser.fit(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
+    fresh = Standardiser(torch.zeros(2), torch.ones(2))
+    fresh.load_state_dict(fitted.state_dict())
+    assert fresh.mean.tolist() == [2, 5]
+    assert fresh.std.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([[1.0, 7.1], [2.0, 7.1], [3.0, 7.1]]), "column 1 is 7.09.* in all 3 rows"),
+        (torch.tensor([[1.0], [float("nan")]]), "column 0 holds NaN"),
+        (torch.tensor([[1.0, 1.0], [2.0, float("inf")]]), "column 1 holds NaN or infinity"),
+        (torch.tensor([1.0, 2.0]), r"\[N, T\]"),
+        (torch.tensor([[1], [2]]), "floating point"),
+        (torch.zeros(0, 2), "with rows"),
+    ],
+)
+def test_fit_refuses(targets: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Standardiser.fit(targets)
