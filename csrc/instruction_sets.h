@@ -11,11 +11,14 @@
 #define STIB_PRAGMA(text) _Pragma(#text)
 
 #if defined(__x86_64__)
+#define STIB_AVX2 "avx2,fma"
 #if defined(__clang__)
+#define STIB_AVX512 STIB_AVX2 ",avx512f,avx512dq,avx512vl,avx512bw"
 #define STIB_BEGIN_TARGET(features) \
   STIB_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define STIB_END_TARGET _Pragma("clang attribute pop")
 #else
+#define STIB_AVX512 STIB_AVX2 ",avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512"
 #define STIB_BEGIN_TARGET(features) \
   _Pragma("GCC push_options") STIB_PRAGMA(GCC target(features))
 #define STIB_END_TARGET _Pragma("GCC pop_options")

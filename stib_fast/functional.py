@@ -88,25 +88,21 @@ def gaussian_mi(
     (0.69, (10000, 2))
     """
     _moments.check_parts(("z", "y"), (z, y))
-    if z.shape[0] < 2:
-        raise ValueError(f"z has {z.shape[0]} rows; a correlation needs at least 2")
+    rows, n, m = z.shape[0], z.shape[1], y.shape[1]
+    needed = n + m + 1 if bias_correction else 2
+    if rows < 2 or (weight is None and rows < needed):
+        raise ValueError(f"z has {rows} rows; {max(needed, 2)} are needed at least")
+    count: Tensor | int = rows
     if weight is not None:
         weight = _moments.check_weight(weight, z)
-        if (
-            weight.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and not bool(weight.sum() >= 2)
-        ):
+        count = weight.sum()
+        if _moments.is_readable(weight) and not bool(count >= needed):
             raise ValueError(
-                "weight sums to less than 2: it says how often each row counts; rescale it"
+                f"weight sums to less than {needed}: it says how often each row counts; rescale it"
             )
     fast = _is_fast(precision)
     value = _mi.gaussian_mi(z, y, weight, _checked_eps(eps, precision), fast)
-    if not bias_correction:
-        return value
-    count = value.new_tensor(z.shape[0]) if weight is None else weight.sum()
-    _check_rows_for_bias(z.shape[0], z.shape[1] + y.shape[1])
-    return value - _gaussian_bias(count, z.shape[1], y.shape[1]).to(value.dtype)
+    return value - _gaussian_bias(count, n, m).to(value) if bias_correction else value
 
 
 def moments(*parts: Tensor, weight: Tensor | None = None) -> Moments:
@@ -187,7 +183,7 @@ def gaussian_mi_of(
     value = _mi.finalize(
         moments.count, moments.mean, moments.scatter, n, _checked_eps(eps, "exact"), moments.dtype
     )
-    return value - _gaussian_bias(moments.count, n, m) if bias_correction else value
+    return value - _gaussian_bias(moments.count, n, m).to(value) if bias_correction else value
 
 
 def _is_fast(precision: str) -> bool:
@@ -204,18 +200,12 @@ def _checked_eps(eps: float | None, precision: str) -> float:
     return float(eps)
 
 
-def _check_rows_for_bias(rows: int, columns: int) -> None:
-    if rows <= columns:
-        raise ValueError(
-            f"bias_correction needs more rows than columns; got {rows} rows, {columns} columns"
-        )
+def _gaussian_bias(count: Tensor | int, n: int, m: int) -> Tensor:
+    """E[sample MI] - MI for Gaussian samples, in nats: the digamma terms of Ince et al. 2017.
 
-
-def _gaussian_bias(count: Tensor, n: int, m: int) -> Tensor:
-    """E[sample MI] - MI for Gaussian samples, in nats: the digamma terms of Ince et al. 2017."""
-
-    def log_det_bias(d: int) -> Tensor:
-        order = torch.arange(1, d + 1, dtype=torch.float64, device=count.device)
-        return torch.special.digamma((count - order) / 2).sum() / 2
-
-    return log_det_bias(n) + log_det_bias(m) - log_det_bias(n + m)
+    NaN where the count is not above n + m: there the covariance has no expected log-determinant.
+    """
+    device = count.device if isinstance(count, Tensor) else None
+    degrees = count - torch.arange(1, n + m + 1, dtype=torch.float64, device=device)
+    terms = torch.special.digamma(torch.where(degrees > 0, degrees, torch.nan) / 2) / 2
+    return terms[:n].sum() + terms[:m].sum() - terms.sum()

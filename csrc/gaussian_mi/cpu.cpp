@@ -19,13 +19,13 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
-STIB_BEGIN_TARGET("avx2,fma")
+STIB_BEGIN_TARGET(STIB_AVX2)
 namespace stib_fast::gaussian_mi::avx2 {
 constexpr int kVectorBytes = 32, kBlockRows = 3, kBlockColumns = 3, kApplyColumns = 4;
 #include "kernels.inl"
 }  // namespace stib_fast::gaussian_mi::avx2
 STIB_END_TARGET
-STIB_BEGIN_TARGET("avx2,fma,avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")
+STIB_BEGIN_TARGET(STIB_AVX512)
 namespace stib_fast::gaussian_mi::avx512 {
 constexpr int kVectorBytes = 64, kBlockRows = 4, kBlockColumns = 4, kApplyColumns = 8;
 #include "kernels.inl"

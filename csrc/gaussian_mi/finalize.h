@@ -79,7 +79,7 @@ inline void solve_upper(const Matrix& factor, Matrix& x) {
   }
 }
 
-// out = start + factor * x y^T, both of the same number of columns.
+// x . y over one row.
 inline double row_product(const double* x, const double* y, int64_t columns) {
   double sum = 0;
   for (int64_t k = 0; k < columns; ++k) sum += x[k] * y[k];

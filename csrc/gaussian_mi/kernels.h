@@ -39,7 +39,7 @@ struct Affine {
   double factor;
 };
 
-// The three kernels of one instruction set. `scratch` holds scratch_bytes(d), aligned to 64 bytes.
+// The kernels of one instruction set. `scratch` is private to the thread, aligned to 64 bytes (cpu.cpp).
 struct Kernels {
   // mean [d] and scatter [d x d] of rows [begin, end) about their mean; returns the sum of weights.
   double (*moments)(const Sample& sample, int64_t begin, int64_t end, bool fast, double* mean,

@@ -405,12 +405,16 @@ double moments_of(const Sample& sample, int64_t begin, int64_t end, double* mean
   S* origin = reinterpret_cast<S*>(tile_mean + d);
   const bool weighted = sample.weight != nullptr;
 
-  // Products are taken about an origin near the tile's mean, so that they carry no offset: the first
-  // row at first, then the running mean. What remains of it is taken off exactly below.
+  // Products are taken about an origin near the tile's mean, so that they carry no offset: one row at
+  // first (of the largest weight: rows of weight 0 may hold anything), then the running mean. What
+  // remains of it is taken off exactly below.
+  int64_t typical = begin;
+  for (int64_t row = begin; row < end && weighted; ++row)
+    if (sample.weight[row] > sample.weight[typical]) typical = row;
   S* to = origin;
   for (int64_t p = 0; p < sample.part_count; ++p)
     for (int64_t column = 0; column < sample.parts[p].columns && begin < end; ++column)
-      *to++ = widen(static_cast<const T*>(sample.parts[p].data)[begin * sample.parts[p].row_stride +
+      *to++ = widen(static_cast<const T*>(sample.parts[p].data)[typical * sample.parts[p].row_stride +
                                                                 column * sample.parts[p].column_stride]);
   for (int64_t i = 0; i < d; ++i) mean[i] = 0;
   for (int64_t i = 0; i < d * d; ++i) scatter[i] = 0;
@@ -425,7 +429,7 @@ double moments_of(const Sample& sample, int64_t begin, int64_t end, double* mean
         root_weight[r] = P(__builtin_sqrt(sample.weight[row + r]));
       }
     }
-    if (row != begin)
+    if (count > 0)
       for (int64_t i = 0; i < d; ++i) origin[i] = S(mean[i]);
     for (int64_t i = 0; i < d; ++i) {
       sums[i] = Vector<P>{};

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stib_fast.backends import LIBRARY, backend_for
-from stib_fast.ops.moments import moments_eager
+from stib_fast.ops.moments import differentiable_vjp, moments_eager
 
 # `state` [d + 2, d] holds what the backward needs: the mean, the scale, and the gradient with
 # respect to the scaled columns.
@@ -78,7 +78,14 @@ def finalize(
     """
     spread = scatter.diagonal()
     constant = spread <= count * (8 * UNIT_ROUNDOFF[dtype] * mean).square()
-    scale = torch.where(constant, 0.0, torch.where(constant, 1.0, spread).rsqrt())
+
+    def inverse_root(spread: Tensor) -> Tensor:
+        return torch.where(constant, 0.0, torch.where(constant, 1.0, spread).rsqrt())
+
+    # Differentiated at unit spread: the derivative of rsqrt overflows where columns are tiny.
+    unit = inverse_root(spread.detach())
+    scatter = scatter * unit * unit[:, None]
+    scale = inverse_root(scatter.diagonal())
     eye = torch.eye(scatter.shape[0], dtype=scatter.dtype, device=scatter.device)
     correlation = torch.where(eye == 1, eye, scatter * scale * scale[:, None])
     correlation = correlation * torch.where(count >= 2, 1.0, torch.nan)
@@ -115,11 +122,12 @@ class _GaussianMI(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, y, weight, state = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            needed = [part for part in (z, y) if part.requires_grad]
-            value = gaussian_mi_eager(z, y, weight, ctx.eps, ctx.fast)
-            found = iter(torch.autograd.grad(value, needed, grad, create_graph=True))
-            grads = [next(found) if part.requires_grad else None for part in (z, y)]
-            return *grads, None, None, None
+            vjp = differentiable_vjp(
+                lambda *views: (gaussian_mi_eager(*views, weight, ctx.eps, ctx.fast),),
+                (z, y),
+                (grad,),
+            )
+            return *vjp, None, None, None
         grad_z, grad_y = torch.ops.stib_fast.gaussian_mi_backward.default(grad, z, y, weight, state)
         return grad_z, grad_y, None, None, None
 

@@ -6,7 +6,7 @@ Gaussian mutual information is an algebra of these moments: those of a union of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ def moments_eager(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) ->
         return (weights * chunks).sum(1).sum(0)
 
     safe_count = torch.where(count > 0, count, torch.ones_like(count))
-    origin = x[:1].detach().sum(0)  # any point near the data, none of an empty sample
+    origin = total(x.detach()) / safe_count  # the mean, but for rounding
     mean = origin + total(x - origin) / safe_count
     centered = torch.nn.functional.pad(x - mean, pad).reshape(CHUNKS, -1, d)
     with torch.autocast(x.device.type, enabled=False):
@@ -84,6 +84,22 @@ def moments_eager(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) ->
     if wide is torch.float32:
         count, mean, scatter = (v.to("cpu", torch.float64) for v in (count, mean, scatter))
     return count[0], mean, scatter
+
+
+def differentiable_vjp(
+    function: Callable[..., Tensor | Sequence[Tensor]],
+    parts: Sequence[Tensor],
+    grads: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Vector-Jacobian product of a function of `parts`, itself differentiable.
+
+    Through views of the parts: between the parts themselves, one may be computed from another, or
+    be the same tensor, there are other paths.
+    """
+    views = [part.view_as(part) for part in parts]
+    needed = [view for view in views if view.requires_grad]
+    found = iter(torch.autograd.grad(function(*views), needed, grads, create_graph=True))
+    return [next(found) if view.requires_grad else None for view in views]
 
 
 class _Moments(torch.autograd.Function):
@@ -101,10 +117,10 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, count, mean, scatter, *parts = ctx.saved_tensors
         if torch.is_grad_enabled():
-            needed = [part for part in parts if part.requires_grad]
-            outputs = moments_eager(parts, weight, ctx.fast)[1:]
-            found = iter(torch.autograd.grad(outputs, needed, grads[1:], create_graph=True))
-            return None, None, *(next(found) if part.requires_grad else None for part in parts)
+            vjp = differentiable_vjp(
+                lambda *views: moments_eager(views, weight, ctx.fast)[1:], parts, grads[1:]
+            )
+            return None, None, *vjp
         return None, None, *_moments_rows(parts, weight, count, mean, scatter, *grads[1:])
 
 
@@ -123,7 +139,8 @@ def _moments_rows(
     spread = scatter.diagonal()
     scale = torch.where(spread > 0, spread, torch.ones_like(spread)).rsqrt()
     matrix = (grad_scatter + grad_scatter.mT) / (scale[:, None] * scale)
-    return torch.ops.stib_fast.moments_apply(parts, weight, mean, scale, matrix, grad_mean / count)
+    shift = grad_mean / torch.where(count > 0, count, torch.ones_like(count))
+    return torch.ops.stib_fast.moments_apply(parts, weight, mean, scale, matrix, shift)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
@@ -185,6 +202,11 @@ def check_parts(names: Sequence[str], parts: Sequence[Tensor]) -> None:
             raise ValueError(f"{name} has no columns")
 
 
+def is_readable(x: Tensor) -> bool:
+    """Whether looking at the values neither stops a device nor cuts a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_weight(weight: Tensor, like: Tensor) -> Tensor:
     """Weights as float64 of one element a row.
 
@@ -203,12 +225,7 @@ def check_weight(weight: Tensor, like: Tensor) -> Tensor:
         raise ValueError("weight has no gradient here; pass weight.detach()")
     if weight.is_complex():
         raise ValueError("weight must be real")
-    # Reading the values elsewhere would stop the device; under compilation it would cut the graph.
-    if (
-        weight.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not bool(((weight >= 0) & (weight < torch.inf)).all())
-    ):
+    if is_readable(weight) and not bool(((weight >= 0) & (weight < torch.inf)).all()):
         raise ValueError("weight must be finite and not negative: it says how often a row counts")
     if weight.device.type == "mps":
         return weight.float()

@@ -1,6 +1,7 @@
 """Tables and figures that set results beside the paper's."""
 
 from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.run_report import table_of, write_report
 from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
     ARTIFICIAL_PAPER,
@@ -16,5 +17,7 @@ __all__ = [
     "artificial_table",
     "latent_figure",
     "qm9_table",
+    "table_of",
     "training_figure",
+    "write_report",
 ]

@@ -20,9 +20,9 @@ BINS = 10
 PANELS = {
     "mae_x": "MAE(X)",
     "mae_y": "MAE(Y)",
-    "smiles_accuracy": "SMILES accuracy",
-    "gap_mae_ev": "MAE(gap), eV",
-    "polarisability_mae_bohr3": "MAE(polarisability), bohr³",
+    "token_accuracy": "SMILES accuracy",
+    "mae_gap_ev": "MAE(gap), eV",
+    "mae_polarisability": "MAE(polarisability), bohr³",
     "mi_bits": "MI, bits",
     "mi_bits_sampled": "MI sampled, bits",
     "mi_bits_whitened": "MI whitened, bits",

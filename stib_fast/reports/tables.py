@@ -23,23 +23,23 @@ ARTIFICIAL_PAPER_OTHER_MI = {"STIB w/o adv.": 3.85, "CVIB": 2.44, "STIB": 0.30}
 
 QM9_PAPER: dict[str, dict[str, float]] = {
     "VAE": {
-        "smiles_accuracy": 0.98,
-        "gap_mae_ev": 0.28,
-        "polarisability_mae_bohr3": 0.75,
+        "token_accuracy": 0.98,
+        "mae_gap_ev": 0.28,
+        "mae_polarisability": 0.75,
         "mi_bits": 1.54,
     },
     "STIB w/o adv.": {
-        "smiles_accuracy": 0.98,
-        "gap_mae_ev": 0.28,
-        "polarisability_mae_bohr3": 0.70,
+        "token_accuracy": 0.98,
+        "mae_gap_ev": 0.28,
+        "mae_polarisability": 0.70,
         "mi_bits": 0.66,
     },
-    "CVAE": {"smiles_accuracy": 0.91, "mi_bits": 0.56},
-    "CVIB": {"smiles_accuracy": 0.76, "mi_bits": 0.03},
+    "CVAE": {"token_accuracy": 0.91, "mi_bits": 0.56},
+    "CVIB": {"token_accuracy": 0.76, "mi_bits": 0.03},
     "STIB": {
-        "smiles_accuracy": 0.98,
-        "gap_mae_ev": 0.27,
-        "polarisability_mae_bohr3": 0.77,
+        "token_accuracy": 0.98,
+        "mae_gap_ev": 0.27,
+        "mae_polarisability": 0.77,
         "mi_bits": 0.09,
     },
 }
@@ -54,9 +54,9 @@ _ON_Z0 = {
 }
 _ARTIFICIAL_COLUMNS = {"mae_x": "MAE(X)", "mae_y": "MAE(Y)", **_ON_Z0}
 _QM9_COLUMNS = {
-    "smiles_accuracy": "SMILES",
-    "gap_mae_ev": "gap eV",
-    "polarisability_mae_bohr3": "pol a₀³",
+    "token_accuracy": "SMILES",
+    "mae_gap_ev": "gap eV",
+    "mae_polarisability": "pol a₀³",
     **_ON_Z0,
 }
 ARTIFICIAL_LIMIT = {"mae_x": 0.0, "mae_y": 0.432, **dict.fromkeys(_ON_Z0, 0.0)}
@@ -114,8 +114,8 @@ def qm9_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
     Parameters
     ----------
     results : Mapping
-        Row name -> metric name -> value. Shown are ``smiles_accuracy`` (0 to 1), ``gap_mae_ev``,
-        ``polarisability_mae_bohr3`` and the figures on Z0 of :func:`artificial_table`.
+        Row name -> metric name -> value. Shown are ``token_accuracy`` (0 to 1), ``mae_gap_ev``,
+        ``mae_polarisability`` and the figures on Z0 of :func:`artificial_table`.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def qm9_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
 
     Examples
     --------
-    >>> table = qm9_table({"STIB": {"smiles_accuracy": 0.981, "gap_mae_ev": 0.25}})
+    >>> table = qm9_table({"STIB": {"token_accuracy": 0.981, "mae_gap_ev": 0.25}})
     >>> print(table.splitlines()[7][:42])
     | ours: STIB           |  0.981 |  0.250 |
     """

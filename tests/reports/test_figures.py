@@ -103,8 +103,8 @@ def test_training_figure_draws_the_columns_that_exist(tmp_path: Path, drawn: lis
 
 
 def test_training_figure_takes_other_lines(tmp_path: Path, drawn: list[Figure]) -> None:
-    metrics = write(tmp_path / "metrics.csv", "step,gap_mae_ev,mi_bits\n0,1,1\n1,0.3,0.1\n")
-    training_figure(metrics, tmp_path / "training.png", paper={"gap_mae_ev": 0.27}, limit={})
+    metrics = write(tmp_path / "metrics.csv", "step,mae_gap_ev,mi_bits\n0,1,1\n1,0.3,0.1\n")
+    training_figure(metrics, tmp_path / "training.png", paper={"mae_gap_ev": 0.27}, limit={})
     gap, mi = drawn[0].axes
     assert [set(line.get_ydata()) for line in gap.get_lines()[1:]] == [{0.27}]
     assert len(mi.get_lines()) == 1

@@ -46,7 +46,7 @@ def test_artificial_rows() -> None:
 
 
 def test_qm9_rows() -> None:
-    table = rows(qm9_table({"run 1": {"smiles_accuracy": 0.9876, "gap_mae_ev": math.nan}}))
+    table = rows(qm9_table({"run 1": {"token_accuracy": 0.9876, "mae_gap_ev": math.nan}}))
     assert table["paper: VAE"][:4] == ["0.98", "0.28", "0.75", "1.54"]
     assert table["paper: STIB w/o adv."][:4] == ["0.98", "0.28", "0.70", "0.66"]
     assert table["paper: CVIB"][:4] == ["0.76", "–", "–", "0.03"]

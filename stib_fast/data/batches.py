@@ -1,0 +1,63 @@
+"""Batches of a data set in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class ShuffledBatches:
+    """An endless iterator over batches, a new order each epoch, that resumes bit for bit.
+
+    The last rows of an epoch that fill no batch are left out of it.
+
+    Parameters
+    ----------
+    *tensors : Tensor
+        Of the same number of rows.
+    batch_size : int
+    seed : int
+        Of the order.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer rows than `batch_size`.
+
+    Examples
+    --------
+    >>> batches = ShuffledBatches(torch.arange(4), batch_size=2, seed=0)
+    >>> sorted(torch.cat([next(batches)[0], next(batches)[0]]).tolist())
+    [0, 1, 2, 3]
+    """
+
+    def __init__(self, *tensors: Tensor, batch_size: int, seed: int) -> None:
+        rows = len(tensors[0])
+        if not 1 <= batch_size <= rows:
+            raise ValueError(f"batch_size must lie between 1 and the {rows} rows; got {batch_size}")
+        self.tensors = tensors
+        self.batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        if len(self._order) < self.batch_size:
+            self._order = torch.randperm(len(self.tensors[0]), generator=self._generator)
+        rows, self._order = self._order.split(
+            [self.batch_size, len(self._order) - self.batch_size]
+        )
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is left of the epoch and the generator's state."""
+        return {"order": self._order.clone(), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where the iterator that gave `state` stood."""
+        self._order = state["order"]
+        self._generator.set_state(state["generator"])

@@ -1,0 +1,48 @@
+"""The table and the figures of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.tables import (
+    ARTIFICIAL_LIMIT,
+    ARTIFICIAL_PAPER,
+    QM9_PAPER,
+    artificial_table,
+    qm9_table,
+)
+from stib_fast.training import Artificial, Run, Trained
+from stib_fast.training.artificial import evaluation_points
+
+
+def write_report(run: Run, trained: Trained) -> list[Path]:
+    """Write ``table.md`` and the figures of a run into its folder; returns what was written."""
+    table = run.folder / "table.md"
+    table.write_text(table_of([run]))
+    training = run.folder / "training.png"
+    if not isinstance(trained.experiment, Artificial):
+        training_figure(run.metrics, training, paper=QM9_PAPER["STIB"], limit={})
+        return [table, training]
+    training_figure(run.metrics, training, paper=ARTIFICIAL_PAPER["STIB"], limit=ARTIFICIAL_LIMIT)
+    latent = run.folder / "latent.png"
+    data = evaluation_points()
+    z0, z1 = trained.encode(data.x)
+    latent_figure(z0, z1, data.t, latent, title="Figure 4: latent space of STIB")
+    return [table, training, latent]
+
+
+def table_of(runs: Sequence[Run]) -> str:
+    """Set the evaluations of finished runs beside the paper's table.
+
+    Raises
+    ------
+    ValueError
+        If the runs are of different experiments, or one is not finished.
+    """
+    names = {run.config()["experiment"] for run in runs}
+    if len(names) > 1:
+        raise ValueError(f"the runs are of different experiments ({', '.join(sorted(names))})")
+    results = {f"STIB ({run.folder.name})": run.read_evaluation() for run in runs}
+    return artificial_table(results) if names == {Artificial.name} else qm9_table(results)

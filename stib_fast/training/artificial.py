@@ -1,0 +1,155 @@
+"""The artificial experiment of Wieser et al. 2020, section 5.1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from stib_fast.data import Spiral, SpiralStream, sample
+from stib_fast.functional import knn_mi
+from stib_fast.metrics import invariance, mae
+from stib_fast.models import STIB, vector_stib
+from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.run import Figure
+
+# Fresh points for every evaluation, the same for every run. torch's CPU generator keeps 32 bits of a
+# seed: these, the training streams' and the weights' (small ones) are kept apart within them.
+EVALUATION_SEED = 2_020_000_000
+EVALUATION_NOISE_SEED = 2_020_000_001
+EVALUATION_POINTS = 10_000
+
+
+@dataclass(frozen=True)
+class VectorModel:
+    """Sizes and constants of `stib_fast.models.vector_stib`, which describes them."""
+
+    z0_dim: int = 2
+    z1_dim: int = 1
+    feature_dim: int = 8
+    hidden: tuple[int, ...] = (128, 128)
+    activation: str = "silu"
+    encoder_bias: bool = True
+    glorot: bool = False
+    cycle_weight: float = 0.01
+    x_scale: float = 2.309  # the spread of U(-4, 4)
+    y_scale: float = 2.0
+    z1_scale: float = 0.25
+
+
+@dataclass(frozen=True)
+class ArtificialConfig:
+    """Configuration of the artificial experiment."""
+
+    model: VectorModel = field(default_factory=VectorModel)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+
+class Artificial:
+    """STIB on the noisy spiral: fresh batches without end, measured on fresh points.
+
+    Parameters
+    ----------
+    config : ArtificialConfig
+    """
+
+    name = "artificial"
+    figures = ("mae_x", "mae_y", "mi_bits", "mi_bits_sampled")
+
+    def __init__(self, config: ArtificialConfig) -> None:
+        self.config = config
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """Settings of the optimisation."""
+        return self.config.optimisation
+
+    def model(self) -> STIB:
+        """Build the untrained model."""
+        return vector_stib(x_dim=2, y_dim=2, **vars(self.config.model))
+
+    def stream(self) -> SpiralStream:
+        """Start the stream of training batches."""
+        return SpiralStream(self.optimisation.batch, self.optimisation.data_seed)
+
+    def inputs(self, x: Tensor | numpy.ndarray) -> Tensor:
+        """Points [n, 2] as the model reads them.
+
+        Raises
+        ------
+        ValueError
+            For another shape, or NaN or infinity.
+        """
+        x = torch.as_tensor(x, dtype=torch.float32)
+        if x.dim() != 2 or x.shape[1] != 2:
+            raise ValueError(f"x must have shape [n, 2]; got {tuple(x.shape)}")
+        if not x.isfinite().all():
+            raise ValueError(f"x holds NaN or infinity in {int((~x.isfinite()).any(1).sum())} rows")
+        return x
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """Predictions in the units of the data: they are."""
+        return y
+
+    def measure(self, model: STIB) -> dict[str, Figure]:
+        """Measure the figures that are followed along training."""
+        data = evaluation_points()
+        z0, log_sigma = model.encode(data.x).z0, model.log_sigma[: model.z0_dim]
+        noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(EVALUATION_NOISE_SEED))
+        return {
+            "mae_x": mae(model.reconstruct(data.x), data.x),
+            "mae_y": mae(model.predict(data.x), data.y),
+            "mi_bits": float(knn_mi(z0, data.y)) / math.log(2),
+            "mi_bits_sampled": float(knn_mi(z0 + log_sigma.exp() * noise, data.y)) / math.log(2),
+        }
+
+    @torch.no_grad()
+    def evaluate(self, model: STIB, path: Path | None = None) -> dict[str, Figure]:
+        """Measure everything, on fresh points or on those of an npz file (arrays x, y).
+
+        Raises
+        ------
+        ValueError
+            If the file does not hold such arrays.
+        """
+        data = evaluation_points() if path is None else read_points(path)
+        return {
+            "mae_x": mae(model.reconstruct(data.x), data.x),
+            "mae_y": mae(model.predict(data.x), data.y),
+            **invariance(model.encode(data.x).z0, model.log_sigma[: model.z0_dim], data.y),
+        }
+
+
+def evaluation_points() -> Spiral:
+    """Draw the 10,000 fresh points on which every run is measured."""
+    return sample(EVALUATION_POINTS, generator=torch.Generator().manual_seed(EVALUATION_SEED))
+
+
+def read_points(path: Path) -> Spiral:
+    """Read arrays x [n, 2], y [n, 2] and, where it is there, t [n] from an npz file.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a file; the message names the array.
+    """
+    try:
+        with numpy.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable npz file ({error})") from error
+    for name in ("x", "y"):
+        if name not in content:
+            raise ValueError(f"{path}: no array {name!r}; it has {', '.join(content) or 'none'}")
+        shape = content[name].shape
+        if len(shape) != 2 or shape[1] != 2 or len(content[name]) != len(content["x"]):
+            raise ValueError(f"{path}: array {name!r} has shape {shape}, not [n, 2] like x")
+        if not numpy.isfinite(content[name]).all():
+            raise ValueError(f"{path}: array {name!r} holds NaN or infinity")
+    x, y = (torch.as_tensor(content[name], dtype=torch.float32) for name in ("x", "y"))
+    t = torch.as_tensor(content["t"], dtype=torch.float32) if "t" in content else 2 * x[:, 0] + x[:, 1]
+    return Spiral(x, y, t)

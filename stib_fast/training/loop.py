@@ -1,0 +1,214 @@
+"""The training loop of every experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from stib_fast.models import STIB
+from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from stib_fast.training.objective import Terms, stib_objective
+from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.run import Figure, MetricsFile, Run
+
+CHECKPOINT_SECONDS = 30.0
+TERMS = ("lambda", "learning_rate", "kl", "x", "y", "mi", "cycle")
+
+
+class Interrupted(Exception):
+    """The user stopped the run; its checkpoint is written."""
+
+
+class Stream(Protocol):
+    """An endless source of batches (x, y, …) that can be resumed."""
+
+    def __next__(self) -> tuple[Tensor, ...]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Experiment(Protocol):
+    """What the loop asks of an experiment."""
+
+    figures: tuple[str, ...]
+
+    @property
+    def optimisation(self) -> Optimisation: ...
+    def model(self) -> STIB: ...
+    def stream(self) -> Stream: ...
+    def measure(self, model: STIB) -> dict[str, Figure]: ...
+
+
+def adam(model: STIB, learning_rate: float) -> torch.optim.Adam:
+    """One optimiser for model and adversary: Adam treats each parameter for itself."""
+    return torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+
+
+def training_step(
+    model: STIB,
+    optimiser: torch.optim.Optimizer,
+    batch: tuple[Tensor, ...],
+    settings: Optimisation,
+    step: int,
+) -> Terms:
+    """One step of L1 and of L2 on a batch; `step` counts from 0."""
+    lam = settings.lambda_at(step)
+    for group in optimiser.param_groups:
+        group["lr"] = settings.learning_rate_at(step)
+    optimiser.zero_grad(set_to_none=True)
+    terms = stib_objective(model, batch[0], batch[1], lam, settings.invariance_weight)
+    terms.loss.backward()
+    if settings.gradient_clip is not None:
+        main = [p for name, p in model.named_parameters() if not name.startswith("critic.")]
+        torch.nn.utils.clip_grad_norm_(main, settings.gradient_clip * lam)
+    optimiser.step()
+    return terms
+
+
+def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
+    """Train an experiment's model in a run folder.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    run : Run
+        Created already.
+    resume : bool
+        Continue from the folder's checkpoint.
+
+    Returns
+    -------
+    STIB
+        The trained model, in evaluation mode.
+
+    Raises
+    ------
+    Interrupted
+        On Ctrl-C or SIGTERM, after the step in progress and its checkpoint.
+    ValueError
+        If the loss is no longer finite; the last checkpoint stays.
+    """
+    settings = experiment.optimisation
+    torch.manual_seed(settings.seed)
+    model, stream = experiment.model(), experiment.stream()
+    optimiser = adam(model, settings.learning_rate)
+    first, seconds = 0, 0.0
+    if resume:
+        state = load_checkpoint(run.checkpoint)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        stream.load_state_dict(state["stream"])
+        torch.set_rng_state(state["rng"])
+        first, seconds = state["step"], state["seconds"]
+
+    def checkpoint(step: int) -> None:
+        save_checkpoint(
+            run.checkpoint,
+            {
+                "step": step,
+                "seconds": seconds + time.perf_counter() - started - measuring,
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "stream": stream.state_dict(),
+                "rng": torch.get_rng_state(),
+            },
+        )
+
+    log_every = max(1, settings.steps // 100)
+    evaluation_steps = set(settings.evaluation_steps())
+    writer = _Writer(run, experiment.figures, first)
+    started = saved = time.perf_counter()
+    measuring = 0.0
+    bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None)
+    with contextlib.closing(writer), contextlib.closing(bar), _interrupts() as interrupted:
+        for step in range(first + 1, settings.steps + 1):
+            terms = training_step(model, optimiser, next(stream), settings, step - 1)
+            bar.update()
+            if step % log_every == 0 or step in evaluation_steps:
+                values = _values(terms, settings, step)
+                if step in evaluation_steps:
+                    begun = time.perf_counter()
+                    values |= _measured(experiment, model)
+                    measuring += time.perf_counter() - begun
+                writer.write(step, values)
+                bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if k in ("x", "y", "mi")})
+            due = time.perf_counter() - saved > CHECKPOINT_SECONDS
+            if due or interrupted.is_set() or step == settings.steps:
+                checkpoint(step)
+                saved = time.perf_counter()
+            if interrupted.is_set() and step < settings.steps:
+                raise Interrupted(f"stopped after step {step} of {settings.steps}")
+    return model.eval()
+
+
+def _values(terms: Terms, settings: Optimisation, step: int) -> dict[str, Figure]:
+    if not math.isfinite(terms.loss.item()):
+        raise ValueError(
+            f"the loss is {terms.loss.item()} at step {step}: lower optimisation.learning_rate or "
+            "optimisation.invariance_weight; the last checkpoint is kept"
+        )
+    return {
+        "lambda": settings.lambda_at(step - 1),
+        "learning_rate": settings.learning_rate_at(step - 1),
+        **{name: value.item() for name, value in terms._asdict().items() if name != "loss"},
+    }
+
+
+def _measured(experiment: Experiment, model: STIB) -> dict[str, Figure]:
+    model.eval()
+    try:
+        with torch.no_grad():
+            return experiment.measure(model)
+    finally:
+        model.train()
+
+
+class _Writer:
+    """Metrics as CSV and for TensorBoard."""
+
+    def __init__(self, run: Run, figures: tuple[str, ...], first: int) -> None:
+        self._csv = MetricsFile(run.metrics, [*TERMS, *figures], upto=first)
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=first or None)
+
+    def write(self, step: int, values: Mapping[str, Figure]) -> None:
+        self._csv.write(step, values)
+        for name, value in values.items():
+            if value is not None:
+                kind = "train" if name in TERMS else "evaluation"
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._csv.close()
+        self._tensorboard.close()
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a flag, so that no step is cut in two; the second Ctrl-C kills."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

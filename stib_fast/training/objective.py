@@ -1,0 +1,60 @@
+"""What STIB minimises and what its adversary does."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from stib_fast.models import STIB, kl_per_dimension
+
+
+class Terms(NamedTuple):
+    """The loss of a step, and its terms in nats or squared units, detached."""
+
+    loss: Tensor
+    kl: Tensor
+    x: Tensor
+    y: Tensor
+    mi: Tensor
+    cycle: Tensor
+
+
+def stib_objective(
+    model: STIB, x: Tensor, y: Tensor, lam: float, invariance_weight: float
+) -> Terms:
+    r"""Both steps of STIB on one batch, in one backward pass.
+
+    Encoder, decoder and predictor descend Eq. (6) of Wieser et al. 2020,
+
+    .. math:: L_1 = I(X; Z) + \lambda\,(\|\hat x - x\|^2 + \|\hat y - y\|^2 + c\, I(Z_0; Y)),
+
+    with the KL divergence from N(0, 1) for I(X; Z) and the decoder's and predictor's losses for the
+    negative mutual informations. The critic and the bijection descend Eq. (7) with the bijection's
+    loss, −I(Z₀; Y) + β ‖h⁻¹(h(Y)) − Y‖². The critic sees the same draw of Z₀ in both, so one pass
+    with the sign of I's gradient reversed between critic and encoder gives the gradients of both
+    (`stib_fast.nn.InvarianceCritic`).
+
+    Parameters
+    ----------
+    model : STIB
+    x, y : Tensor
+        A batch; y [B, m].
+    lam : float
+        λ.
+    invariance_weight : float
+        c.
+
+    Returns
+    -------
+    Terms
+    """
+    mean = model.encoder(x)
+    z = model.sample(mean)
+    z0, z1 = model.split(z)
+    kl = kl_per_dimension(mean, model.log_sigma).sum()
+    x_loss = model.reconstruction_loss(z, x).mean()
+    y_loss = (model.predictor(z1) - y).square().sum(1).mean()
+    adversary, mi, cycle = model.critic.losses(z0, y, weight=lam * invariance_weight)
+    loss = kl + lam * (x_loss + y_loss) + adversary
+    return Terms(loss, kl.detach(), x_loss.detach(), y_loss.detach(), mi, cycle)

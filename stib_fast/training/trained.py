@@ -1,0 +1,111 @@
+"""Trained models out of their run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+from torch import Tensor
+
+from stib_fast.chem import Vocabulary
+from stib_fast.models import STIB, Latent
+from stib_fast.training.artificial import Artificial, ArtificialConfig
+from stib_fast.training.checkpoint import load_checkpoint
+from stib_fast.training.qm9 import QM9, VOCABULARY_FILE, QM9Config, read_molecules
+from stib_fast.training.run import Run
+
+
+class Trained:
+    """A trained model and the experiment it comes from; `stib_fast.load` makes one.
+
+    Parameters
+    ----------
+    model : STIB
+    experiment : Artificial or QM9
+    """
+
+    def __init__(self, model: STIB, experiment: Artificial | QM9) -> None:
+        self.model = model.eval()
+        self.experiment = experiment
+
+    @torch.no_grad()
+    def encode(self, x: Any) -> Latent:
+        """Return the means of Z0 [n, n0] and Z1 [n, n1].
+
+        Parameters
+        ----------
+        x : array [n, 2] or list of str
+            Points of the artificial experiment, or SMILES.
+        """
+        return Latent(*map(torch.cat, zip(*map(self.model.encode, self._batches(x)), strict=True)))
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> Tensor:
+        """Return y [n, 2] predicted from Z1: the spiral's point, or gap (eV), polarisability (bohr³)."""
+        y = torch.cat([self.model.predict(batch) for batch in self._batches(x)])
+        return self.model.targets.inverse(y) if isinstance(self.experiment, QM9) else y
+
+    def _batches(self, x: Any) -> Sequence[Tensor]:
+        return self.experiment.inputs(x).split(4096)
+
+
+def config_from(kind: type, content: dict[str, Any]) -> Any:
+    """A configuration dataclass from what a run folder holds, checked.
+
+    Raises
+    ------
+    ValueError
+        Naming a key that is unknown or of the wrong type.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", type=kind)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"config": content})).config
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"config.yaml: {error}") from error
+
+
+def experiment_of(run: Run, *, with_data: bool) -> Artificial | QM9:
+    """The experiment of a run folder; `with_data` reads the molecules again."""
+    content = run.config()
+    name = content.pop("experiment")
+    if name == Artificial.name:
+        return Artificial(config_from(ArtificialConfig, content))
+    if name == QM9.name:
+        config = config_from(QM9Config, content)
+        vocabulary = Vocabulary.load(run.folder / VOCABULARY_FILE)
+        return QM9(config, vocabulary, read_molecules(config) if with_data else None)
+    raise ValueError(f"{run.folder}: unknown experiment {name!r}")
+
+
+def load(folder: str | Path, *, with_data: bool = False) -> Trained:
+    """Load the model of a run, trained or still in training.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A run folder.
+    with_data : bool
+        Read the run's data file again, for its evaluation.
+
+    Returns
+    -------
+    Trained
+        With ``encode`` and ``predict``.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run, has no checkpoint, or a damaged one.
+    """
+    run = Run(folder)
+    experiment = experiment_of(run, with_data=with_data)
+    model = experiment.model()
+    try:
+        model.load_state_dict(load_checkpoint(run.checkpoint)["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{run.checkpoint} does not fit {run.folder}/config.yaml") from error
+    return Trained(model, experiment)
