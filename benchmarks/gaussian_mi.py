@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shape:
+        """Read ROWSxN+M."""
         found = re.fullmatch(r"(\d+)x(\d+)\+(\d+)", text)
         if found is None:
             raise ValueError(f"a shape is written ROWSxN+M, as in 4096x8+8; got {text!r}")
@@ -64,10 +66,12 @@ class Shape(NamedTuple):
 
     @property
     def d(self) -> int:
+        """Columns of both sides."""
         return self.n + self.m
 
     @property
     def bytes(self) -> int:
+        """Of the float32 inputs."""
         return 4 * self.rows * self.d
 
     @property
@@ -116,12 +120,12 @@ class Empty(torch.autograd.Function):
     """What no `autograd.Function` of two inputs and one output can go below."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         ctx.save_for_backward(z, y)
         return z.new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         z, y = ctx.saved_tensors
         return torch.empty_like(z), torch.empty_like(y)
 
@@ -154,7 +158,7 @@ class Provider:
     compiled: bool = False
 
     def step(self) -> Step:
-        """The call to time; compiled afresh for the shape and threads it then meets."""
+        """Make the call to time, compiled afresh for the shape and threads it then meets."""
         if not self.compiled:
             return partial(differentiated, self.value)
         return partial(differentiated, torch.compile(self.value, fullgraph=True, dynamic=False))
@@ -175,7 +179,7 @@ PROVIDERS: dict[str, Provider] = {
     "naive eager": single(naive),
     "naive compiled": single(naive, compiled=True),
 }
-OURS = ("ours", "ours compiled")
+BASELINES = [name for name in PROVIDERS if name.startswith(("careful", "naive"))]
 BACKEND = "cpp"  # of ours: where it is not usable there is nothing to measure
 BOUNDARY: dict[str, Step] = {
     "(both ops alone)": raw_ops,
@@ -184,7 +188,7 @@ BOUNDARY: dict[str, Step] = {
 
 
 def input_sets(shape: Shape, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Samples of Y = a mixing of Z + noise, as leaves that ask for gradients."""
+    """Draw samples of Y = a mixing of Z + noise, as leaves that ask for gradients."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(count, shape.rows, shape.n, generator=generator)
     mixing = torch.randn(shape.n, shape.m, generator=generator)
@@ -193,20 +197,21 @@ def input_sets(shape: Shape, count: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(*leaves, strict=True))
 
 
-def reference_gradients(z: Tensor, y: Tensor, eps: float) -> Sequence[Tensor]:
-    """Float64 gradients by another road than anybody's: canonical correlations of QR bases."""
+def reference(z: Tensor, y: Tensor, eps: float) -> Result:
+    """Value and gradient in float64 by another road than anybody's: QR bases of both sides."""
     parts = [part.detach().double().requires_grad_() for part in (z, y)]
     bases = [torch.linalg.qr(part - part.mean(0)).Q for part in parts]
     k = (1 - eps) * bases[0].mT @ bases[1]
     identity = torch.eye(len(k), dtype=k.dtype)
-    return torch.autograd.grad(-torch.linalg.slogdet(identity - k @ k.mT).logabsdet / 2, parts)
+    value = -torch.linalg.slogdet(identity - k @ k.mT).logabsdet / 2
+    return value, torch.autograd.grad(value, parts)
 
 
 # ---- measurement ---------------------------------------------------------------------------------
 
 
 def memory_step(provider: str, shapes: Sequence[Shape], index: int) -> Callable[[], object]:
-    """A call whose memory is measured, in the process that measures it."""
+    """Make a call whose memory is measured, in the process that measures it."""
     torch._dynamo.reset()
     (inputs,) = input_sets(shapes[index], 1)
     step = PROVIDERS[provider].step()
@@ -218,15 +223,15 @@ def memory_step(provider: str, shapes: Sequence[Shape], index: int) -> Callable[
     return call
 
 
-def checked_errors(steps: dict[str, Step], inputs: tuple[Tensor, Tensor], shape: Shape) -> Row:
-    """Relative gradient error of every provider; raises where one is wrong."""
-    errors = {}
-    for name, step in steps.items():
-        provider = PROVIDERS[name]
-        expected = reference_gradients(*inputs, provider.eps)
-        errors[name] = harness.relative_error(step(*inputs)[1], expected)
-        harness.require_agreement(f"{name} at {shape}", errors[name], provider.tolerance)
-    return errors
+def gradient_error(name: str, step: Step, inputs: tuple[Tensor, Tensor]) -> float:
+    """Relative error of a provider's gradient; raises where it or the value is wrong."""
+    provider = PROVIDERS[name]
+    value, gradients = step(*inputs)
+    expected_value, expected = reference(*inputs, provider.eps)
+    error = harness.relative_error(gradients, expected)
+    value_error = harness.relative_error([value], [expected_value])
+    harness.require_agreement(name, max(error, value_error), provider.tolerance)
+    return error
 
 
 def measure(
@@ -236,7 +241,7 @@ def measure(
     torch._dynamo.reset()
     sets = input_sets(shape, harness.rotation_size(shape.bytes))
     steps = {name: provider.step() for name, provider in PROVIDERS.items()}
-    errors = checked_errors(steps, sets[0], shape)
+    errors = {name: gradient_error(name, step, sets[0]) for name, step in steps.items()}
     if shape.rows <= BOUNDARY_ROWS:
         steps |= BOUNDARY
     timings = harness.interleaved(steps, sets, repetitions)
@@ -290,12 +295,25 @@ TABLE: dict[str, Callable[[Any], str]] = {
 }
 
 
+def threads_text(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def case(row: Row) -> str:
-    return f"{row['shape']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    return f"{row['shape']}, {threads_text(row['threads'])}"
+
+
+def heading(shape: Shape, machine: harness.Machine, thread_count: int) -> str:
+    floor = shape.floor_bytes / machine.bandwidth * 1e3
+    gradients = shape.bytes / 1e6
+    return (
+        f"{shape}, {threads_text(thread_count)}: floor {floor:.3g} ms, "
+        f"the gradients themselves {gradients:.1f} MB"
+    )
 
 
 def figure_of(rows: Sequence[Row], machines: dict[int, harness.Machine]) -> Figure:
-    """One panel for each shape: time of each provider, and the floor, for each number of threads."""
+    """Draw the times of each provider, with the floor, in a panel for each shape."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     figure = Figure(figsize=(6.5 * min(2, len(shapes)), 3.9 * -(-len(shapes) // 2)), dpi=150)
     figure.set_layout_engine("constrained")
@@ -313,7 +331,7 @@ def figure_of(rows: Sequence[Row], machines: dict[int, harness.Machine]) -> Figu
                 [row["ms_80"] - row["ms"] for row in chosen],
             ]
             positions = [names.index(row["provider"]) + k * height for row in chosen]
-            label = f"{thread_count} thread{'s' if thread_count > 1 else ''}"
+            label = threads_text(thread_count)
             axes.barh(
                 positions, times, height, xerr=spread, color=f"C{k}", label=label, ecolor="0.3"
             )
@@ -338,6 +356,8 @@ def main() -> None:
         Shape.parse(text) for text in (SHAPES[:1] if options.quick else SHAPES)
     ]
     repetitions = 3 if options.quick else 25
+    # torch.compile warns of its own deprecated calls.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     measured = ("ours", "careful float32 eager") if options.quick else tuple(PROVIDERS)
 
     rows: list[Row] = []
@@ -347,15 +367,16 @@ def main() -> None:
             memory = measure_memory(measured, shapes, thread_count)
             with harness.threads(thread_count):
                 machines[thread_count] = machine = harness.measure_machine()
-                print(f"\n{thread_count} threads: {machine.text()}", flush=True)
+                print(f"\n{threads_text(thread_count)}: {machine.text()}", flush=True)
                 for index, shape in enumerate(shapes):
                     peaks = {name: values[index] for name, values in memory.items()}
                     new = list(measure(shape, machine, peaks, repetitions))
                     rows += new
-                    print(f"\n{case(new[0])}\n\n{harness.markdown(new, TABLE)}", flush=True)
+                    print(f"\n{heading(shape, machine, thread_count)}\n", flush=True)
+                    print(harness.markdown(new, TABLE), flush=True)
 
-    lost = harness.losses(rows, OURS, case)
-    print("\nLost:", *(lost or ["nothing"]), sep="\n- ")
+    lost = harness.losses(rows, "ours", BASELINES, case)
+    print("\nFaster than ours:", *(lost or ["none"]), sep="\n- ")
     environment = harness.environment() | {
         "machine": {count: machine.record() for count, machine in machines.items()}
     }

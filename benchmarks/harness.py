@@ -25,7 +25,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,15 +106,15 @@ def threads(count: int) -> Iterator[None]:
 
 def last_level_cache() -> int:
     """Bytes of the largest cache of the first CPU; 64 MiB where the system does not tell."""
-    found = [64 * 2**20] if platform.system() != "Linux" else []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        size, unit = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip()).groups()
-        found.append(int(size) * 2 ** {"": 0, "K": 10, "M": 20, "G": 30}[unit])
-    return max(found, default=64 * 2**20)
+    sizes = [
+        int(path.read_text().strip().removesuffix("K")) * 2**10
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    return max(sizes, default=64 * 2**20)
 
 
 def rotation_size(bytes_per_set: int) -> int:
-    """How many input sets fill the last-level cache twice; 2 at least."""
+    """Count the input sets that fill the last-level cache twice; 2 at least."""
     return max(2, math.ceil(2 * last_level_cache() / bytes_per_set))
 
 
@@ -174,15 +174,17 @@ class Machine:
     """Multiply-adds per second of a matrix product."""
 
     def seconds(self, bytes_moved: float, multiply_adds: Mapping[torch.dtype, float]) -> float:
-        """The roofline: the time of the traffic or of the arithmetic, whichever is longer."""
+        """Return the roofline: the longer of the traffic's and the arithmetic's time."""
         arithmetic = sum(count / self.multiply_adds[kind] for kind, count in multiply_adds.items())
         return max(bytes_moved / self.bandwidth, arithmetic)
 
     def text(self) -> str:
+        """Say it in a line."""
         rates = (f"{rate / 1e9:.1f} G {kind}" for kind, rate in self.multiply_adds.items())
         return f"copy {self.bandwidth / 1e9:.1f} GB/s; multiply-adds per second {', '.join(rates)}"
 
     def record(self) -> Row:
+        """Give the rates as plain numbers, for JSON."""
         rates = {str(kind): rate for kind, rate in self.multiply_adds.items()}
         return {"copy_bytes_per_second": self.bandwidth, "multiply_adds_per_second": rates}
 
@@ -224,7 +226,7 @@ def best_of(call: Callable[[], object], repetitions: int) -> float:
 
 
 def peak_memory(steps: Call, count: int, thread_count: int) -> list[float]:
-    """Peak extra bytes of each of `count` steps, measured in a fresh process.
+    """Measure the peak extra bytes of each of `count` steps in a fresh process.
 
     `steps(i)` returns the i-th step to call, with its inputs made; it must be picklable. The figure
     is the growth of the peak resident set (VmHWM) during one warmed-up call, results included, so
@@ -232,8 +234,8 @@ def peak_memory(steps: Call, count: int, thread_count: int) -> list[float]:
     warm-up ended (code, compilers, thread pools, small scratch kept between calls) does not either.
     The kernel's counters are exact to about 0.2 MB a thread. NaN where the system has no VmHWM.
     """
-    # Blocks of 64 KiB and more come from the system and go back to it: the step cannot reuse, unseen,
-    # what the warm-up left in the heap. The setting is read when a process starts.
+    # Blocks of 64 KiB and more come from the system and go back to it: the step cannot reuse,
+    # unseen, what the warm-up left in the heap. The setting is read when a process starts.
     settings = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**10), "OMP_NUM_THREADS": str(thread_count)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -267,14 +269,14 @@ def _peak_growth(step: Any) -> float:
 
 def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * 1024
+    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0]) * 1024
 
 
 # ---- reports -------------------------------------------------------------------------------------
 
 
 def environment() -> Row:
-    """What the figures depend on."""
+    """Record what the figures depend on."""
     record = PACKAGE / "_build.json"
     return {
         "cpu": cpu_name(),
@@ -295,7 +297,7 @@ def environment() -> Row:
 
 
 def git(*arguments: str) -> str | None:
-    """The answer of git about this tree; none outside of one."""
+    """Ask git about this tree; None outside of one."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
@@ -328,7 +330,7 @@ def default_out() -> Path:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options every benchmark has."""
+    """Make the parser of the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
     available = os.cpu_count() or 1
     parser.add_argument(
@@ -348,10 +350,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def markdown(rows: Sequence[Row], columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """A Markdown table; `columns` maps each column to the formatting of its values."""
+    """Lay out a Markdown table; `columns` says how the values of each column are written."""
     lines = [list(columns)]
-    for row in rows:
-        lines.append([cell(row[column], text) for column, text in columns.items()])
+    lines += ([cell(row[column], text) for column, text in columns.items()] for row in rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
@@ -362,22 +363,20 @@ def cell(value: Any, text: Callable[[Any], str]) -> str:
     return "–" if missing else text(value)
 
 
-def losses(rows: Sequence[Row], ours: Sequence[str], case: Callable[[Row], str]) -> list[str]:
-    """A sentence for each row whose time is below that of the fastest of ours in its case."""
-    best: dict[str, Row] = {}
-    for row in rows:
-        if row["provider"] in ours:
-            best[case(row)] = min(best.get(case(row), row), row, key=lambda r: r["ms"])
+def losses(
+    rows: Sequence[Row], ours: str, baselines: Collection[str], case: Callable[[Row], str]
+) -> list[str]:
+    """List the rows of baselines that are faster than ours in the same case."""
+    own = {case(row): row["ms"] for row in rows if row["provider"] == ours}
     return [
-        f"{case(row)}: {row['provider']} ({row['ms']:.3g} ms) beats "
-        f"{best[case(row)]['provider']} ({best[case(row)]['ms']:.3g} ms)"
+        f"{case(row)}: {row['provider']} {row['ms']:.3g} ms, {ours} {own[case(row)]:.3g} ms"
         for row in rows
-        if case(row) in best and row["provider"] not in ours and row["ms"] < best[case(row)]["ms"]
+        if row["provider"] in baselines and row["ms"] < own[case(row)]
     ]
 
 
 def write(folder: Path, name: str, rows: Sequence[Row], record: Row, figure: Figure) -> None:
-    """The rows as CSV, what they depend on as JSON and the figure as PNG."""
+    """Write the rows as CSV, what they depend on as JSON and the figure as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -20,7 +20,7 @@ NAMES = ("auto", "cpp", "eager")
 PACKAGE = Path(__file__).parent
 
 # Every op's schema is defined in Python on this library; compiled code only implements them.
-LIBRARY = torch.library.Library("stib_fast", "FRAGMENT")  # noqa: TOR901 (one owner, one process)
+LIBRARY = torch.library.Library("stib_fast", "FRAGMENT")
 
 
 def _load_cpu_library() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class MLP(nn.Sequential):
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"activation must be one of {known}; got {activation!r}")
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after, bias=bias), ACTIVATIONS[activation]()]
         super().__init__(*layers[:-1])
 

@@ -48,9 +48,7 @@ class ShuffledBatches:
     def __next__(self) -> tuple[Tensor, ...]:
         if len(self._order) < self.batch_size:
             self._order = torch.randperm(len(self.tensors[0]), generator=self._generator)
-        rows, self._order = self._order.split(
-            [self.batch_size, len(self._order) - self.batch_size]
-        )
+        rows, self._order = self._order.split([self.batch_size, len(self._order) - self.batch_size])
         return tuple(tensor[rows] for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from stib_fast.data import Standardiser
 from stib_fast.models.blocks import ScaledMLP, VectorDecoder, glorot_
 from stib_fast.nn import InvarianceCritic
 
@@ -24,7 +25,7 @@ class Decoder(Protocol):
 
 
 class Latent(NamedTuple):
-    """The two parts of a latent variable: Z0 [B, n0], which is to know nothing of Y, and Z1 [B, n1]."""
+    """The two parts of Z: Z0 [B, n0], which is to know nothing of Y, and Z1 [B, n1]."""
 
     z0: Tensor
     z1: Tensor
@@ -51,6 +52,8 @@ class STIB(nn.Module):
         Dimensions of Z0, the first of Z.
     z1_dim : int
         Dimensions of Z1, the last of Z.
+    targets : Standardiser, optional
+        Between the units of the data and y as the model sees it; saved with the weights.
 
     Examples
     --------
@@ -69,8 +72,10 @@ class STIB(nn.Module):
         critic: InvarianceCritic,
         z0_dim: int,
         z1_dim: int,
+        targets: Standardiser | None = None,
     ) -> None:
         super().__init__()
+        self.targets = targets or Standardiser(torch.zeros(1), torch.ones(1))
         self.z0_dim = z0_dim
         self.z1_dim = z1_dim
         self.encoder = encoder
@@ -100,7 +105,7 @@ class STIB(nn.Module):
         return cast(Decoder, self.decoder).loss(z, x)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return y [B, m] predicted from the mean of Z1."""
+        """Return y [B, m] predicted from the mean of Z1, standardised as `targets` does."""
         return self.predictor(self.encode(x).z1)
 
 
@@ -118,7 +123,6 @@ def vector_stib(
     cycle_weight: float = 0.01,
     x_scale: float = 1.0,
     y_scale: float = 1.0,
-    z1_scale: float = 1.0,
 ) -> STIB:
     """STIB on real vectors: every network an MLP.
 
@@ -139,8 +143,6 @@ def vector_stib(
         Weight of the bijection's loss against I in nats.
     x_scale, y_scale : float
         About the spread of x and y.
-    z1_scale : float
-        The predictor reads z1 / z1_scale: below 1 where y winds through many turns as z1 grows.
 
     Returns
     -------
@@ -159,12 +161,8 @@ def vector_stib(
         encoder=ScaledMLP(
             [x_dim, *hidden, z0_dim + z1_dim], activation, encoder_bias, input_scale=x_scale
         ),
-        decoder=VectorDecoder(
-            [z0_dim + z1_dim, *hidden, x_dim], activation, output_scale=x_scale
-        ),
-        predictor=ScaledMLP(
-            [z1_dim, *hidden, y_dim], activation, input_scale=z1_scale, output_scale=y_scale
-        ),
+        decoder=VectorDecoder([z0_dim + z1_dim, *hidden, x_dim], activation, output_scale=x_scale),
+        predictor=ScaledMLP([z1_dim, *hidden, y_dim], activation, output_scale=y_scale),
         critic=critic,
         z0_dim=z0_dim,
         z1_dim=z1_dim,

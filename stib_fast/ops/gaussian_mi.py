@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from stib_fast.backends import LIBRARY, backend_for
-from stib_fast.ops.moments import differentiable_vjp, moments_eager
+from stib_fast.ops.moments import (
+    below_autograd,
+    differentiable_vjp,
+    moments_eager,
+    refuse_double_backward,
+)
 
 # `state` [d + 2, d] holds what the backward needs: the mean, the scale, and the gradient with
 # respect to the scaled columns.
@@ -45,9 +50,7 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.library.register_fake("stib_fast::gaussian_mi", lib=LIBRARY)
-def _(
-    z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool
-) -> tuple[Tensor, Tensor]:
+def _(z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool) -> tuple[Tensor, Tensor]:
     d = z.shape[1] + y.shape[1]
     return (
         z.new_empty((), dtype=result_dtype(z.dtype)),
@@ -113,7 +116,8 @@ class _GaussianMI(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool
     ) -> Tensor:
-        mi, state = torch.ops.stib_fast.gaussian_mi.default(z, y, weight, eps, fast)
+        with below_autograd():
+            mi, state = torch.ops.stib_fast.gaussian_mi.default(z, y, weight, eps, fast)
         ctx.eps, ctx.fast = eps, fast
         ctx.save_for_backward(z, y, weight, state)
         return mi
@@ -128,8 +132,9 @@ class _GaussianMI(torch.autograd.Function):
                 (grad,),
             )
             return *vjp, None, None, None
-        grad_z, grad_y = torch.ops.stib_fast.gaussian_mi_backward.default(grad, z, y, weight, state)
-        return grad_z, grad_y, None, None, None
+        op = torch.ops.stib_fast.gaussian_mi_backward.default
+        with below_autograd():
+            return *op(grad, z, y, weight, state), None, None, None
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -145,6 +150,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(
     "stib_fast::gaussian_mi", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+refuse_double_backward("gaussian_mi_backward")
 
 
 def gaussian_mi(z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool) -> Tensor:

@@ -108,8 +108,8 @@ def _neighbour_distance(joint: NDArray[np.float64], k: int) -> NDArray[np.float6
     from scipy.spatial import cKDTree
 
     # The first neighbour found is the row itself (or an exact copy, at the same distance 0).
-    distance, _ = cKDTree(joint).query(joint, k=[k + 1], p=np.inf, workers=-1)
-    return np.asarray(distance[:, 0])
+    distances = cKDTree(joint).query(joint, k=[k + 1], p=np.inf, workers=-1)[0]
+    return np.asarray(distances)[:, 0]
 
 
 def _counts_within(columns: NDArray[np.float64], radius: NDArray[np.float64]) -> Tensor:

@@ -86,6 +86,22 @@ def moments_eager(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) ->
     return count[0], mean, scatter
 
 
+# The registered autograd of an op is Python of its own; an autograd.Function replaces it.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def refuse_double_backward(op: str) -> None:
+    """Make the gradient of `op`, itself a gradient, an error instead of silently nothing."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"torch.ops.stib_fast.{op} can't be differentiated: call stib_fast.functional, whose "
+            "gradients can be differentiated in eager mode, in place of the op"
+        )
+
+    torch.library.register_autograd(f"stib_fast::{op}", refuse, lib=LIBRARY)
+
+
 def differentiable_vjp(
     function: Callable[..., Tensor | Sequence[Tensor]],
     parts: Sequence[Tensor],
@@ -107,7 +123,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor | None, fast: bool, *parts: Tensor) -> Triple:
-        count, mean, scatter = torch.ops.stib_fast.moments(parts, weight, fast)
+        with below_autograd():
+            count, mean, scatter = torch.ops.stib_fast.moments.default(parts, weight, fast)
         ctx.fast = fast
         ctx.save_for_backward(weight, count, mean, scatter, *parts)
         ctx.mark_non_differentiable(count)
@@ -121,7 +138,9 @@ class _Moments(torch.autograd.Function):
                 lambda *views: moments_eager(views, weight, ctx.fast)[1:], parts, grads[1:]
             )
             return None, None, *vjp
-        return None, None, *_moments_rows(parts, weight, count, mean, scatter, *grads[1:])
+        with below_autograd():
+            rows = _moments_rows(parts, weight, count, mean, scatter, *grads[1:])
+        return None, None, *rows
 
 
 def _moments_rows(
@@ -156,6 +175,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[list[Tensor], None, None]:
 torch.library.register_autograd(
     "stib_fast::moments", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+refuse_double_backward("moments_apply")
 
 
 def moments(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Triple:
@@ -184,6 +204,8 @@ def check_parts(names: Sequence[str], parts: Sequence[Tensor]) -> None:
                 f"{name} must have shape [rows, columns]; got {tuple(part.shape)}. "
                 "Reshape one column with x[:, None]; flatten leading dimensions or loop over them."
             )
+        if part.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor; convert it with {name}.to_dense()")
         if part.dtype not in FLOATS:
             raise ValueError(
                 f"{name} must be float32, float64, bfloat16 or float16; got {part.dtype}. "

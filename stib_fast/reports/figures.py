@@ -97,8 +97,8 @@ def latent_figure(
     figure.colorbar(
         points, ax=axes, label="t (bins of equal width)", ticks=edges, format=f"%.{digits}f"
     )
-    axes.set_xlabel("first dimension of Z0 (invariant)")
-    axes.set_ylabel("first dimension of Z1 (predictive)")
+    axes.set_xlabel("Z0 (invariant), most active dimension")
+    axes.set_ylabel("Z1 (predictive)")
     axes.set_title(title)
     figure.savefig(path, format="png", dpi=150)
 
@@ -145,7 +145,7 @@ def training_figure(
     from matplotlib.figure import Figure
 
     curves = _curves(Path(metrics_csv))
-    columns = min(3, len(curves))
+    columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from stib_fast.models import kl_per_dimension
 from stib_fast.reports.figures import latent_figure, training_figure
 from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
@@ -29,7 +30,11 @@ def write_report(run: Run, trained: Trained) -> list[Path]:
     latent = run.folder / "latent.png"
     data = evaluation_points()
     z0, z1 = trained.encode(data.x)
-    latent_figure(z0, z1, data.t, latent, title="Figure 4: latent space of STIB")
+    # The KL divergence switches dimensions of Z0 off: the one in use is the one to look at.
+    active = kl_per_dimension(z0, trained.model.log_sigma[: z0.shape[1]]).argmax()
+    latent_figure(
+        z0[:, active : active + 1], z1, data.t, latent, title="Figure 4: latent space of STIB"
+    )
     return [table, training, latent]
 
 

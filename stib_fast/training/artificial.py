@@ -17,8 +17,8 @@ from stib_fast.models import STIB, vector_stib
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
 
-# Fresh points for every evaluation, the same for every run. torch's CPU generator keeps 32 bits of a
-# seed: these, the training streams' and the weights' (small ones) are kept apart within them.
+# Fresh points for every evaluation, the same for every run. torch's CPU generator keeps 32 bits of
+# a seed: these, the training streams' and the weights' (small ones) are kept apart within them.
 EVALUATION_SEED = 2_020_000_000
 EVALUATION_NOISE_SEED = 2_020_000_001
 EVALUATION_POINTS = 10_000
@@ -38,7 +38,6 @@ class VectorModel:
     cycle_weight: float = 0.01
     x_scale: float = 2.309  # the spread of U(-4, 4)
     y_scale: float = 2.0
-    z1_scale: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,13 @@ class Artificial:
             raise ValueError(f"x holds NaN or infinity in {int((~x.isfinite()).any(1).sum())} rows")
         return x
 
-    def outputs(self, y: Tensor) -> Tensor:
-        """Predictions in the units of the data: they are."""
-        return y
-
     def measure(self, model: STIB) -> dict[str, Figure]:
         """Measure the figures that are followed along training."""
         data = evaluation_points()
         z0, log_sigma = model.encode(data.x).z0, model.log_sigma[: model.z0_dim]
-        noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(EVALUATION_NOISE_SEED))
+        noise = torch.randn(
+            z0.shape, generator=torch.Generator().manual_seed(EVALUATION_NOISE_SEED)
+        )
         return {
             "mae_x": mae(model.reconstruct(data.x), data.x),
             "mae_y": mae(model.predict(data.x), data.y),
@@ -151,5 +148,9 @@ def read_points(path: Path) -> Spiral:
         if not numpy.isfinite(content[name]).all():
             raise ValueError(f"{path}: array {name!r} holds NaN or infinity")
     x, y = (torch.as_tensor(content[name], dtype=torch.float32) for name in ("x", "y"))
-    t = torch.as_tensor(content["t"], dtype=torch.float32) if "t" in content else 2 * x[:, 0] + x[:, 1]
+    t = (
+        torch.as_tensor(content["t"], dtype=torch.float32)
+        if "t" in content
+        else 2 * x[:, 0] + x[:, 1]
+    )
     return Spiral(x, y, t)

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from stib_fast.models import STIB
 from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from stib_fast.training.experiment import Experiment
 from stib_fast.training.objective import Terms, stib_objective
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure, MetricsFile, Run
@@ -27,26 +28,6 @@ TERMS = ("lambda", "learning_rate", "kl", "x", "y", "mi", "cycle")
 
 class Interrupted(Exception):
     """The user stopped the run; its checkpoint is written."""
-
-
-class Stream(Protocol):
-    """An endless source of batches (x, y, …) that can be resumed."""
-
-    def __next__(self) -> tuple[Tensor, ...]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
-class Experiment(Protocol):
-    """What the loop asks of an experiment."""
-
-    figures: tuple[str, ...]
-
-    @property
-    def optimisation(self) -> Optimisation: ...
-    def model(self) -> STIB: ...
-    def stream(self) -> Stream: ...
-    def measure(self, model: STIB) -> dict[str, Figure]: ...
 
 
 def adam(model: STIB, learning_rate: float) -> torch.optim.Adam:
@@ -194,7 +175,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a flag, so that no step is cut in two; the second Ctrl-C kills."""
+    """Turn Ctrl-C and SIGTERM into a flag: no step is cut in two. A second Ctrl-C kills."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

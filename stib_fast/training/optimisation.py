@@ -51,7 +51,7 @@ class Optimisation:
     learning_rate_end: float = 0.0
     warmup: int = 0
     gradient_clip: float | None = None
-    invariance_weight: float = 3.0
+    invariance_weight: float = 2.0
     lambda_start: float = 1.0
     lambda_growth: float = 1.00385
     lambda_every: int = 1
@@ -85,8 +85,10 @@ class Optimisation:
         """Learning rate at a step counted from 0."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
-        return self.learning_rate * warm * (
-            self.learning_rate_end + (1 - self.learning_rate_end) * cosine
+        return (
+            self.learning_rate
+            * warm
+            * (self.learning_rate_end + (1 - self.learning_rate_end) * cosine)
         )
 
     def evaluation_steps(self) -> list[int]:

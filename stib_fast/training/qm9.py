@@ -1,4 +1,4 @@
-"""STIB on the C7H10O2 isomers of QM9 (Wieser et al. 2020, section 5.2): SMILES, gap, polarisability."""
+"""STIB on the C7H10O2 isomers of QM9 (Wieser et al. 2020, section 5.2): SMILES and properties."""
 
 from __future__ import annotations
 
@@ -141,7 +141,13 @@ class QM9:
         """Build the untrained model."""
         sizes = self.config.model
         latent_dim = sizes.z0_dim + sizes.z1_dim
-        model = STIB(
+        # A model that is loaded reads the standardisation of its targets with its weights.
+        targets = (
+            Standardiser(torch.zeros(2), torch.ones(2))
+            if self._molecules is None
+            else self._molecules.standardiser
+        )
+        return STIB(
             encoder=SmilesEncoder(
                 len(self.vocabulary),
                 self.max_length,
@@ -166,14 +172,8 @@ class QM9:
             ),
             z0_dim=sizes.z0_dim,
             z1_dim=sizes.z1_dim,
+            targets=targets,
         )
-        # The standardisation of the targets is saved with the weights.
-        model.targets = (
-            Standardiser(torch.zeros(2), torch.ones(2))
-            if self._molecules is None
-            else self._molecules.standardiser
-        )
-        return model
 
     def stream(self) -> ShuffledBatches:
         """Start the stream of training batches (ids, standardised targets)."""
@@ -236,7 +236,9 @@ class QM9:
 class _Molecules:
     """Ids and targets of a table, and its two parts; targets standardised on the training part."""
 
-    def __init__(self, data: MoleculeData, table: MoleculeTable, tokenizer: SmilesTokenizer) -> None:
+    def __init__(
+        self, data: MoleculeData, table: MoleculeTable, tokenizer: SmilesTokenizer
+    ) -> None:
         self.ids = tokenizer.encode(table.smiles).ids
         self.targets = table.targets
         self.train_rows, self.held_out_rows = split(

@@ -44,9 +44,9 @@ class Trained:
 
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:
-        """Return y [n, 2] predicted from Z1: the spiral's point, or gap (eV), polarisability (bohr³)."""
+        """Return y [n, 2] predicted from Z1: of the spiral, or gap (eV), alpha (bohr³)."""
         y = torch.cat([self.model.predict(batch) for batch in self._batches(x)])
-        return self.model.targets.inverse(y) if isinstance(self.experiment, QM9) else y
+        return self.model.targets.inverse(y)
 
     def _batches(self, x: Any) -> Sequence[Tensor]:
         return self.experiment.inputs(x).split(4096)

@@ -1,0 +1,57 @@
+# One virtual environment for everything; each target sets up what it needs, quietly.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CUDA_TORCH ?= torch==2.11.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: help demo test lint bench sanitize cuda-build wheel clean
+
+help:
+	@echo "make demo      train STIB on the artificial data; the paper's table beside ours"
+	@echo "make test      run every test"
+	@echo "make lint      formatting, style and types"
+	@echo "make bench     run the benchmarks and keep their results"
+	@echo "make sanitize  run the C++ under the address and undefined-behaviour sanitizers"
+	@echo "make wheel     build the wheel from the sdist and import it in a clean environment"
+	@echo "make cuda-build  load the CPU library built here in the CUDA build of torch"
+
+$(READY): $(BUILD_INPUTS)
+	@echo "Setting up $(VENV) (a few minutes the first time) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(TORCH) "setuptools>=77" wheel ninja numpy 2> $(VENV)/pip.log || (cat $(VENV)/pip.log; exit 1)
+	@STIB_FAST_REQUIRE_EXT=1 $(PIP) install --no-build-isolation --config-settings editable_mode=strict \
+	  -e ".[dev]" > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
+	@touch $@
+
+demo: $(READY)
+	@if [ -d runs/demo ]; then $(BIN)/stib resume runs/demo; \
+	 else $(BIN)/stib train artificial --run runs/demo; fi
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f)
+	@$(BIN)/mypy
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.gaussian_mi $(ARGS)
+	@$(BIN)/python -m benchmarks.training_step $(ARGS)
+
+sanitize: $(READY)
+	@PYTHON=$(abspath $(BIN)/python) tools/sanitize.sh
+
+wheel: $(READY)
+	@PYTHON=$(abspath $(BIN)/python) tools/check_wheel.sh
+
+cuda-build: $(READY)
+	@PYTHON=$(PYTHON) CUDA_TORCH=$(CUDA_TORCH) LIBRARY=stib_fast/_cpu.so tools/cuda_build.sh
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)

@@ -1,0 +1,53 @@
+"""What the training loop asks of an experiment and of its stream of batches."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from stib_fast.models import STIB
+from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.run import Figure
+
+
+class Stream(Protocol):
+    """An endless source of batches (x, y, …) that can be resumed."""
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        """Return the next batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return where the stream stands."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from there."""
+        ...
+
+
+class Experiment(Protocol):
+    """A model, its data, and how it is measured."""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `measure` returns."""
+        ...
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """Settings of the optimisation."""
+        ...
+
+    def model(self) -> STIB:
+        """Build the untrained model."""
+        ...
+
+    def stream(self) -> Stream:
+        """Start the stream of training batches."""
+        ...
+
+    def measure(self, model: STIB) -> dict[str, Figure]:
+        """Measure the figures that are followed along training."""
+        ...
