@@ -68,7 +68,7 @@ def _parsed(arguments: list[str]) -> jsonargparse.Namespace:
             for argument in arguments
             for part in (("--config", str(PAPER_CONFIG)) if argument == "--paper" else (argument,))
         ]
-    return parser.instantiate_classes(parser.parse_args(arguments))
+    return parser.instantiate(parser.parse_args(arguments))
 
 
 def _parser() -> jsonargparse.ArgumentParser:

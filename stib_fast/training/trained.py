@@ -63,7 +63,7 @@ def config_from(kind: type, content: dict[str, Any]) -> Any:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=kind)
     try:
-        return parser.instantiate_classes(parser.parse_object({"config": content})).config
+        return parser.instantiate(parser.parse_object({"config": content})).config
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"config.yaml: {error}") from error
 

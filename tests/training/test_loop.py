@@ -1,0 +1,174 @@
+"""Runs: what they write, that they resume bit for bit, and how they fail."""
+
+import csv
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import stib_fast
+from stib_fast.training import (
+    Artificial,
+    ArtificialConfig,
+    Interrupted,
+    Optimisation,
+    Run,
+    VectorModel,
+    train,
+)
+from stib_fast.training import loop as loop_module
+from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
+
+SMALL = ArtificialConfig(
+    VectorModel(hidden=(16,), feature_dim=2),
+    Optimisation(steps=40, batch=64, evaluations=2),
+)
+
+
+class Quick(Artificial):
+    """The artificial experiment without its slow measurements."""
+
+    def measure(self, model):
+        return dict.fromkeys(self.figures, 0.5)
+
+
+def new_run(folder, config=SMALL):
+    run = Run(folder)
+    run.create("artificial", config)
+    return run
+
+
+def test_a_run_writes_its_configuration_metrics_and_checkpoint(tmp_path):
+    run = new_run(tmp_path / "run")
+    train(Quick(SMALL), run)
+    with run.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 41))
+    assert [row["step"] for row in rows if row["mae_x"]] == ["20", "40"]
+    assert float(rows[0]["lambda"]) == 1.0
+    assert load_checkpoint(run.checkpoint)["step"] == 40
+    assert any(run.tensorboard.iterdir())
+    trained = stib_fast.load(run.folder)
+    assert trained.experiment.config == SMALL
+    assert trained.encode([[0.0, 1.0], [2.0, -1.0]]).z1.shape == (2, 1)
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch):
+    whole = train(Quick(SMALL), new_run(tmp_path / "whole"))
+
+    class StopsItself(Quick):
+        def stream(self):
+            outer = super().stream()
+
+            class Stream:
+                count = 0
+
+                def __next__(self):
+                    self.count += 1
+                    if self.count == 17:
+                        signal.raise_signal(signal.SIGINT)
+                    return next(outer)
+
+                state_dict = staticmethod(outer.state_dict)
+                load_state_dict = staticmethod(outer.load_state_dict)
+
+            return Stream()
+
+    run = new_run(tmp_path / "parts")
+    with pytest.raises(Interrupted, match="after step 17 of 40"):
+        train(StopsItself(SMALL), run)
+    torch.randn(100)  # another session's random state
+    resumed = train(Quick(SMALL), run, resume=True)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert texts[0] == texts[1]
+
+
+def test_a_killed_run_resumes_from_its_checkpoint_and_drops_later_metrics(tmp_path):
+    run = new_run(tmp_path / "run")
+    whole = train(Quick(SMALL), new_run(tmp_path / "whole"))
+    half = replace(SMALL, optimisation=replace(SMALL.optimisation))
+
+    class Dies(Quick):
+        def measure(self, model):
+            if (run.checkpoint).exists():
+                raise OSError("disk full")
+            return super().measure(model)
+
+    original = loop_module.CHECKPOINT_SECONDS
+    loop_module.CHECKPOINT_SECONDS = 0.0
+    try:
+        with pytest.raises(OSError, match="disk full"):
+            train(Dies(half), run)
+    finally:
+        loop_module.CHECKPOINT_SECONDS = original
+    assert load_checkpoint(run.checkpoint)["step"] == 19
+    with run.metrics.open("a") as file:
+        file.write("39,1,1,1,1,1,1,1,,,,\n")  # written after the checkpoint, before the kill
+    resumed = train(Quick(SMALL), run, resume=True)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    with run.metrics.open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 41))
+
+
+def test_sigterm_stops_like_ctrl_c(tmp_path):
+    config = replace(SMALL, optimisation=replace(SMALL.optimisation, steps=10**6))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        train(Quick(config), new_run(tmp_path / "run", config))
+    assert time.monotonic() - started < 60
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_divergence_is_an_error_that_names_the_remedy(tmp_path):
+    settings = replace(SMALL.optimisation, learning_rate=1e30, steps=100)
+    config = replace(SMALL, optimisation=settings)
+    with pytest.raises(ValueError, match=r"the loss is .*lower optimisation\.learning_rate"):
+        train(Quick(config), new_run(tmp_path / "run", config))
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    run = new_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="is not empty: continue that run with `stib resume"):
+        run.create("artificial", SMALL)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run = new_run(tmp_path / "run")
+    train(Quick(SMALL), run)
+    content = run.checkpoint.read_bytes()
+    run.checkpoint.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        stib_fast.load(run.folder)
+
+
+def test_saving_never_leaves_half_a_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"step": lambda: 2})
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_a_short_training_learns(tmp_path):
+    """A seventh of the demo at half its batch: far from the limits (0, 0.43) and from nothing."""
+    settings = Optimisation(steps=600, batch=512, lambda_growth=1.03, evaluations=1)
+    config = ArtificialConfig(optimisation=settings)
+    experiment = Artificial(config)
+    model = train(experiment, new_run(tmp_path / "run", config))
+    with torch.no_grad():
+        figures = experiment.measure(model)
+    # Predicting the mean gives MAE(X) = 4 and MAE(Y) about 3.7; all of X holds 3.2 bits about Y.
+    assert figures["mae_x"] < 0.5
+    assert figures["mae_y"] < 1.5
+    assert figures["mi_bits"] < 0.5
