@@ -1,0 +1,167 @@
+"""The command `stib` as a user meets it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy
+import pytest
+import yaml
+
+from stib_fast.cli import main
+from stib_fast.data import sample
+
+SMALL = ["--optimisation.steps", "20", "--optimisation.batch", "32", "--model.hidden", "[16]"]
+SMALL += ["--optimisation.evaluations", "1"]
+EVALUATION_KEYS = {
+    "mae_x", "mae_y", "mi_bits", "mi_bits_sampled", "mi_bits_whitened", "mi_bits_whitened_active",
+    "active_units", "probe_r2_sampled", "probe_r2_active",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "artificial", "--run", str(folder), *SMALL]) == 0
+    return folder
+
+
+def test_train_leaves_a_complete_run_folder(run):
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "config.yaml", "versions.json", "metrics.csv", "checkpoint.pt", "evaluation.json",
+        "table.md", "training.png", "latent.png", "tensorboard",
+    } <= names  # fmt: skip
+    assert set(json.loads((run / "evaluation.json").read_text())) == EVALUATION_KEYS
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimisation"]["steps"] == 20
+
+
+def test_table_sets_the_run_beside_the_paper(run, capsys):
+    assert main(["table", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "paper: STIB " in out
+    assert "ours: STIB (run)" in out
+
+
+def test_evaluate_prints_json_for_points_of_the_user(run, tmp_path, capsys):
+    data = sample(300)
+    numpy.savez(tmp_path / "points.npz", x=data.x, y=data.y)
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "points.npz")]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == EVALUATION_KEYS
+
+
+def test_embed_writes_a_row_a_point(run, tmp_path):
+    data = sample(50)
+    numpy.savez(tmp_path / "points.npz", x=data.x, y=data.y)
+    assert main(["embed", str(run), str(tmp_path / "points.npz")]) == 0
+    with (tmp_path / "points.embedding.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 50
+    assert list(rows[0]) == ["z0_0", "z0_1", "z1_0", "y0", "y1"]
+
+
+def test_qm9_from_training_to_embedding(tmp_path, capsys):
+    strings = [f"C{'C' * (i % 5)}{'O' * (i % 3)}N" for i in range(60)]
+    rows = [f"{s},{60 + i % 7},{0.2 + 0.001 * i}" for i, s in enumerate(strings)]
+    data = tmp_path / "molecules.csv"
+    data.write_text("\n".join(["SMILES,alpha,gap", *rows]) + "\n")
+    folder = tmp_path / "run"
+    sizes = ["--model.channels", "4", "--model.encoder_hidden", "8", "--model.decoder_hidden", "8"]
+    steps = ["--optimisation.steps", "2", "--optimisation.batch", "8"]
+    command = ["train", "qm9", "--data", str(data), "--molecules.smiles", "SMILES"]
+    assert main([*command, "--run", str(folder), *sizes, *steps]) == 0
+    assert "gap eV" in capsys.readouterr().out
+    assert main(["evaluate", str(folder)]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert {"token_accuracy", "string_accuracy", "mae_gap_ev", "mae_polarisability"} <= set(figures)
+    assert main(["embed", str(folder), str(data), "--smiles", "SMILES"]) == 0
+    header = (tmp_path / "molecules.embedding.csv").read_text().splitlines()[0]
+    assert header.endswith("z1_3,gap_ev,polarisability")
+
+
+def test_doctor_explains_every_backend(capsys):
+    assert main(["doctor", "--json"]) == 0
+    backends = json.loads(capsys.readouterr().out)["backends"]
+    assert set(backends) == {"cpp", "eager", "triton", "cuda"}
+    assert backends["eager"]["usable"]
+    assert all(state["reason"] for state in backends.values())
+    assert main(["doctor"]) == 0
+    assert "eager    usable" in capsys.readouterr().out
+
+
+def test_the_papers_settings(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "artificial", "--paper", "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["optimisation"]["steps"] == 150_000
+    assert settings["optimisation"]["batch"] == 60
+    assert settings["model"]["feature_dim"] == 2
+    assert settings["model"]["activation"] == "softplus"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["table"], "the following arguments are required"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["train", "artificial", "--optimisation.steps", "0"], "steps must be at least 1; got 0"),
+        (["train", "artificial", "--optimisation.stps", "3"], "stps"),
+        (["train", "qm9", "--data", "missing.csv"], "missing.csv"),
+        (["train", "artificial", "--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("stib: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_unusable_files_are_named(run, tmp_path, capsys):
+    numpy.savez(tmp_path / "only_x.npz", x=numpy.zeros((5, 2)))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name, message in (("only_x.npz", "no array 'y'"), ("text.npz", "not a readable npz")):
+        assert main(["evaluate", str(run), "--data", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "stib_fast"]
+    options = ["--run", str(folder), "--model.hidden", "[16]", "--optimisation.batch", "32"]
+    process = subprocess.Popen(
+        [
+            *command,
+            "train",
+            "artificial",
+            *options,
+            "--optimisation.steps",
+            "2000",
+            "--optimisation.evaluations",
+            "1",
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    metrics = folder / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.splitlines()[-1].endswith(f"continue with `stib resume {folder}`")
+    assert "Traceback" not in error
+    assert main(["resume", str(folder)]) == 0
+    assert set(json.loads((folder / "evaluation.json").read_text())) == EVALUATION_KEYS
