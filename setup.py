@@ -10,6 +10,7 @@ reason in stib_fast/_build.json, where `stib doctor` finds it.
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def is_set(name):
 
 def record(reason, **facts):
     BUILD_INFO.write_text(json.dumps({"cpp": reason, **facts}, indent=2) + "\n")
+
+
+def compiler_version():
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    answer = subprocess.run([get_cxx_compiler(), "--version"], capture_output=True, text=True)
+    return answer.stdout.partition("\n")[0]
 
 
 def cpu_extension():
@@ -65,7 +73,7 @@ def extension_build():
         def run(self):
             try:
                 super().run()
-                record("built", torch=torch.__version__)
+                record("built", torch=torch.__version__, compiler=compiler_version())
             except Exception as error:
                 if is_set("STIB_FAST_REQUIRE_EXT"):
                     raise

@@ -18,6 +18,7 @@ an `autograd.Function` that computes nothing.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import warnings
@@ -36,6 +37,10 @@ if not __package__:  # run as a file
 
 from benchmarks import harness
 from stib_fast import functional as F
+from stib_fast.ops.moments import below_autograd
+
+# torch.compile warns of its own deprecated calls.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
 
 SHAPES = ("60x2+2", "4096x8+8", "65536x16+2", "262144x16+16")
 NOISE = 0.1
@@ -130,12 +135,13 @@ class Empty(torch.autograd.Function):
         return torch.empty_like(z), torch.empty_like(y)
 
 
-@torch.no_grad()
 def raw_ops(z: Tensor, y: Tensor) -> Result:
     """Both ops as the dispatcher runs them, without autograd."""
-    value, state = torch.ops.stib_fast.gaussian_mi.default(z, y, None, 1e-9, False)
-    one = torch.ones_like(value)
-    return value, torch.ops.stib_fast.gaussian_mi_backward.default(one, z, y, None, state)
+    ops = torch.ops.stib_fast
+    with below_autograd():
+        value, state = ops.gaussian_mi.default(z, y, None, 1e-9, False)
+        grads = ops.gaussian_mi_backward.default(torch.ones_like(value), z, y, None, state)
+    return value, grads
 
 
 def differentiated(value: Callable[[Tensor, Tensor], Tensor], z: Tensor, y: Tensor) -> Result:
@@ -315,35 +321,31 @@ def heading(shape: Shape, machine: harness.Machine, thread_count: int) -> str:
 def figure_of(rows: Sequence[Row], machines: dict[int, harness.Machine]) -> Figure:
     """Draw the times of each provider, with the floor, in a panel for each shape."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    figure = Figure(figsize=(6.5 * min(2, len(shapes)), 3.9 * -(-len(shapes) // 2)), dpi=150)
-    figure.set_layout_engine("constrained")
-    height = 0.8 / len(machines)
+    columns, lines = min(2, len(shapes)), math.ceil(len(shapes) / 2)
+    figure = Figure(figsize=(6.5 * columns, 3.9 * lines), dpi=120, layout="constrained")
     for index, shape in enumerate(shapes):
-        axes = figure.add_subplot(-(-len(shapes) // 2), min(2, len(shapes)), index + 1)
-        names = list(dict.fromkeys(row["provider"] for row in rows if row["shape"] == shape))
+        axes = figure.add_subplot(lines, columns, index + 1)
+        here = [row for row in rows if row["shape"] == shape]
+        names = list(dict.fromkeys(row["provider"] for row in here))
         for k, (thread_count, machine) in enumerate(machines.items()):
-            chosen = [
-                row for row in rows if (row["shape"], row["threads"]) == (shape, thread_count)
-            ]
+            chosen = [row for row in here if row["threads"] == thread_count]
             times = [row["ms"] for row in chosen]
-            spread = [
-                [row["ms"] - row["ms_20"] for row in chosen],
-                [row["ms_80"] - row["ms"] for row in chosen],
-            ]
-            positions = [names.index(row["provider"]) + k * height for row in chosen]
+            below = [row["ms"] - row["ms_20"] for row in chosen]
+            above = [row["ms_80"] - row["ms"] for row in chosen]
+            places = [names.index(row["provider"]) + 0.2 * k for row in chosen]
             label = threads_text(thread_count)
-            axes.barh(
-                positions, times, height, xerr=spread, color=f"C{k}", label=label, ecolor="0.3"
+            axes.errorbar(
+                times, places, xerr=[below, above], fmt="o", color=f"C{k}", label=label, capsize=2
             )
             floor = Shape.parse(shape).floor_bytes / machine.bandwidth * 1e3
             if floor > min(times) / 100:
                 axes.axvline(floor, color=f"C{k}", linestyle="--", label=f"floor, {label}")
-        axes.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlabel("value and gradient, ms (median; 20 % to 80 %)")
         axes.set_title(f"B x n+m = {shape}", fontsize=10)
-        axes.grid(axis="x", which="both", alpha=0.3)
+        axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize=7)
     return figure
 
@@ -355,9 +357,7 @@ def main() -> None:
     shapes = options.shapes or [
         Shape.parse(text) for text in (SHAPES[:1] if options.quick else SHAPES)
     ]
-    repetitions = 3 if options.quick else 25
-    # torch.compile warns of its own deprecated calls.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    repetitions = 3 if options.quick else 15
     measured = ("ours", "careful float32 eager") if options.quick else tuple(PROVIDERS)
 
     rows: list[Row] = []

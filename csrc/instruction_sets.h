@@ -1,8 +1,10 @@
-// Compiling one kernel for several instruction sets in one translation unit, and picking one at run time.
+// Compiling one kernel for several instruction sets in one translation unit, and picking one at run
+// time.
 //
 // A kernel is written once in a header without an include guard (*.inl) and included between
 // STIB_BEGIN_TARGET and STIB_END_TARGET in a namespace of its own. Such a header calls no inline
-// function of the standard library: the linker could keep the copy that needs AVX-512 for everybody.
+// function of the standard library: the linker could keep the copy that needs AVX-512 for
+// everybody.
 #pragma once
 
 #include <cstdlib>
@@ -19,8 +21,7 @@
 #define STIB_END_TARGET _Pragma("clang attribute pop")
 #else
 #define STIB_AVX512 STIB_AVX2 ",avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512"
-#define STIB_BEGIN_TARGET(features) \
-  _Pragma("GCC push_options") STIB_PRAGMA(GCC target(features))
+#define STIB_BEGIN_TARGET(features) _Pragma("GCC push_options") STIB_PRAGMA(GCC target(features))
 #define STIB_END_TARGET _Pragma("GCC pop_options")
 #endif
 #endif
@@ -29,7 +30,8 @@ namespace stib_fast {
 
 enum class InstructionSet { baseline, avx2, avx512 };
 
-// STIB_FAST_CPU=baseline|avx2 lowers the choice: for tests and for measuring one set against another.
+// STIB_FAST_CPU=baseline|avx2 lowers the choice: for tests and for measuring one set against
+// another.
 inline InstructionSet usable_instruction_set() {
   InstructionSet best = InstructionSet::baseline;
 #if defined(__x86_64__)

@@ -102,5 +102,5 @@ def _tell_fallback() -> None:
     warnings.warn(
         f"stib_fast runs on eager PyTorch: the C++ library is {cpp_unusable}. "
         "`stib doctor` tells more.",
-        stacklevel=4,
+        stacklevel=5,  # the line that called functional
     )

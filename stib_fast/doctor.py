@@ -29,7 +29,7 @@ def report() -> dict[str, Any]:
         "backends": {
             "cpp": {
                 "usable": backends.cpp_unusable is None,
-                "reason": backends.cpp_unusable or f"compiled; built with torch {built['torch']}",
+                "reason": backends.cpp_unusable or f"built with {_built_with(built)}",
             },
             "eager": {"usable": True, "reason": "plain PyTorch, any device"},
             "triton": {"usable": False, "reason": _triton()},
@@ -60,6 +60,10 @@ def text(facts: dict[str, Any]) -> str:
     for part in ("ops", "environment"):
         lines += ["", *(f"{name}: {value}" for name, value in facts[part].items())]
     return "\n".join(lines)
+
+
+def _built_with(built: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in built.items() if name != "cpp")
 
 
 def _triton() -> str:

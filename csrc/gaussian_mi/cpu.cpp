@@ -1,4 +1,5 @@
-// CPU kernels of the gaussian_mi family, registered under the schemas of stib_fast/ops/gaussian_mi.py.
+// CPU kernels of the gaussian_mi family, registered under the schemas of
+// stib_fast/ops/gaussian_mi.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -67,7 +68,8 @@ void* scratch(int64_t d) {
   };
   thread_local std::unique_ptr<void, Free> buffer;
   thread_local size_t capacity = 0;
-  // Room for either kernel: two float64 tiles and a vector of columns, the matrix, vectors of length d.
+  // Room for either kernel: two float64 tiles and a vector of columns, the matrix, vectors of
+  // length d.
   const size_t bytes =
       sizeof(double) * (size_t(2 * d + 18) * kTileRows + size_t(d) * size_t(d) + 16 * size_t(d));
   if (capacity < bytes) {
@@ -112,16 +114,13 @@ double unit_roundoff(Element element) {
 }
 
 const double* doubles(const Tensor& x, int64_t size, const char* name) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double && x.is_contiguous() && x.numel() == size &&
-                      x.is_cpu(),
-                  "gaussian_mi: ", name, " must be a contiguous float64 CPU tensor of ", size,
-                  " elements");
+  STD_TORCH_CHECK(
+      x.scalar_type() == ScalarType::Double && x.is_contiguous() && x.numel() == size && x.is_cpu(),
+      "gaussian_mi: ", name, " must be a contiguous float64 CPU tensor of ", size, " elements");
   return static_cast<const double*>(x.data_ptr());
 }
 
-Part part_of(const Tensor& x) {
-  return {x.data_ptr(), x.stride(0), x.stride(1), x.size(1)};
-}
+Part part_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.size(1)}; }
 
 // The sample and the memory its views point into.
 class Parts {
@@ -178,8 +177,8 @@ void for_chunks(const Sample& sample, int64_t chunks, const Function& function) 
 }
 
 // Chan, Golub & LeVeque 1979: moments of the union of two sets of rows, into the first.
-void merge(double* count, double* mean, double* scatter, double other_count, const double* other_mean,
-           const double* other_scatter, int64_t d) {
+void merge(double* count, double* mean, double* scatter, double other_count,
+           const double* other_mean, const double* other_scatter, int64_t d) {
   const double total = *count + other_count;
   const double fraction = total > 0 ? other_count / total : 0;
   for (int64_t i = 0; i < d; ++i) {
@@ -196,15 +195,16 @@ double sample_moments(const Sample& sample, bool fast, double* mean, double* sca
   const int64_t d = sample.d;
   const int64_t step = chunk_rows(sample.rows);
   const int64_t chunks = std::max<int64_t>(1, (sample.rows + step - 1) / step);
-  if (chunks == 1) return kernels().moments(sample, 0, sample.rows, fast, mean, scatter, scratch(d));
+  if (chunks == 1)
+    return kernels().moments(sample, 0, sample.rows, fast, mean, scatter, scratch(d));
 
   const int64_t stride = 1 + d + d * d;
   const std::unique_ptr<double[]> partial(new double[size_t(chunks * stride)]);
   for_chunks(sample, chunks, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
       double* out = partial.get() + chunk * stride;
-      out[0] = kernels().moments(sample, chunk * step, std::min(sample.rows, (chunk + 1) * step), fast,
-                                 out + 1, out + 1 + d, scratch(d));
+      out[0] = kernels().moments(sample, chunk * step, std::min(sample.rows, (chunk + 1) * step),
+                                 fast, out + 1, out + 1 + d, scratch(d));
     }
   });
   for (int64_t distance = 1; distance < chunks; distance *= 2)
@@ -260,8 +260,8 @@ std::tuple<Tensor, Tensor, Tensor> moments(std::vector<Tensor> parts, std::optio
   return {count, mean, scatter};
 }
 
-std::vector<Tensor> moments_apply(std::vector<Tensor> parts, std::optional<Tensor> weight, Tensor center,
-                                  Tensor scale, Tensor matrix, Tensor shift) {
+std::vector<Tensor> moments_apply(std::vector<Tensor> parts, std::optional<Tensor> weight,
+                                  Tensor center, Tensor scale, Tensor matrix, Tensor shift) {
   const Parts views(parts.data(), parts.size(), weight);
   const int64_t d = views.sample().d;
   const Affine affine{doubles(center, d, "center"), doubles(scale, d, "scale"),
@@ -304,10 +304,9 @@ std::tuple<Tensor, Tensor> gaussian_mi_backward(Tensor grad, Tensor z, Tensor y,
   const bool wide = grad.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(wide || grad.scalar_type() == ScalarType::Float,
                   "gaussian_mi: grad must be float32 or float64");
-  const double factor =
-      wide ? *data(grad) : double(*static_cast<const float*>(grad.data_ptr()));
-  std::vector<Tensor> result = apply_rows(tensors, 2, views.sample(),
-                                          {mean, mean + d, mean + 2 * d, nullptr, factor});
+  const double factor = wide ? *data(grad) : double(*static_cast<const float*>(grad.data_ptr()));
+  std::vector<Tensor> result =
+      apply_rows(tensors, 2, views.sample(), {mean, mean + d, mean + 2 * d, nullptr, factor});
   return {result[0], result[1]};
 }
 

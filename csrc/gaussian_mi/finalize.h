@@ -1,7 +1,8 @@
-// The d x d step of gaussian_mi: scatter -> mutual information in nats and its gradient, in float64.
+// The d x d step of gaussian_mi: scatter -> mutual information in nats and its gradient, in
+// float64.
 //
-// With R the correlation matrix, A and B its diagonal blocks (one side each; A the smaller), L_A and
-// L_B their Cholesky factors, c = 1 - eps and K = L_A^-1 R_AB L_B^-T,
+// With R the correlation matrix, A and B its diagonal blocks (one side each; A the smaller), L_A
+// and L_B their Cholesky factors, c = 1 - eps and K = L_A^-1 R_AB L_B^-T,
 //
 //     MI = -1/2 log |P|,   P = I - c^2 K K^T,   W = c^2 P^-1 K,
 //     dMI/dR_AB = L_A^-T W L_B^-1,   dMI/dR_AA = -1/2 L_A^-T W K^T L_A^-1   (B alike with K^T W).
@@ -73,8 +74,7 @@ inline void solve_lower(const Matrix& factor, Matrix& x) {
 // x <- L^-T x
 inline void solve_upper(const Matrix& factor, Matrix& x) {
   for (int64_t i = x.rows() - 1; i >= 0; --i) {
-    for (int64_t k = i + 1; k < x.rows(); ++k)
-      subtract_row(x[i], factor[k][i], x[k], x.columns());
+    for (int64_t k = i + 1; k < x.rows(); ++k) subtract_row(x[i], factor[k][i], x[k], x.columns());
     for (int64_t j = 0; j < x.columns(); ++j) x[i][j] /= factor[i][i];
   }
 }
@@ -96,15 +96,18 @@ inline void column_scales(double count, const double* mean, const double* scatte
   }
 }
 
-inline double correlation(const double* scatter, const double* scale, int64_t d, int64_t i, int64_t j) {
+inline double correlation(const double* scatter, const double* scale, int64_t d, int64_t i,
+                          int64_t j) {
   return i == j ? 1.0 : scatter[i * d + j] * scale[i] * scale[j];
 }
 
-// Mutual information in nats between columns [0, n) and [n, d). `gradient` [d x d] receives dMI/dV in
-// units of the scaled columns: dMI/dx_r = ((x_r - mean) * scale) gradient * scale. Where the count is
-// below 2 or a factorisation fails (NaN or infinity in, or float32 products), all of it is NaN.
-inline double finalize(double count, const double* mean, const double* scatter, int64_t n, int64_t d,
-                       double eps, double unit_roundoff, double* scale, double* gradient) {
+// Mutual information in nats between columns [0, n) and [n, d). `gradient` [d x d] receives dMI/dV
+// in units of the scaled columns: dMI/dx_r = ((x_r - mean) * scale) gradient * scale. Where the
+// count is below 2 or a factorisation fails (NaN or infinity in, or float32 products), all of it is
+// NaN.
+inline double finalize(double count, const double* mean, const double* scatter, int64_t n,
+                       int64_t d, double eps, double unit_roundoff, double* scale,
+                       double* gradient) {
   column_scales(count, mean, scatter, d, unit_roundoff, scale);
   const bool first_smaller = n <= d - n;
   const int64_t a_begin = first_smaller ? 0 : n, a_size = first_smaller ? n : d - n;
@@ -165,7 +168,8 @@ inline double finalize(double count, const double* mean, const double* scatter, 
     for (int64_t j = 0; j < b_size; ++j)
       gradient[(a_begin + i) * d + b_begin + j] = gradient[(b_begin + j) * d + a_begin + i] =
           cross[i][j];
-  const auto within = [&](int64_t begin, int64_t size, int64_t inner, const Matrix& u, const Matrix& v) {
+  const auto within = [&](int64_t begin, int64_t size, int64_t inner, const Matrix& u,
+                          const Matrix& v) {
     for (int64_t i = 0; i < size; ++i)
       for (int64_t j = 0; j < size; ++j)
         gradient[(begin + i) * d + begin + j] = -row_product(u[i], v[j], inner);

@@ -30,7 +30,8 @@ constexpr int64_t kTileRows = 256;
 // Rows per tile of apply: few, so that a tile and its result stay in the first-level cache.
 constexpr int64_t kApplyRows = 64;
 
-// The gradient rows w_r ((x_r - center) * scale) matrix * scale * factor + w_r shift (all lengths d).
+// The gradient rows w_r ((x_r - center) * scale) matrix * scale * factor + w_r shift (all lengths
+// d).
 struct Affine {
   const double* center;
   const double* scale;
@@ -39,12 +40,14 @@ struct Affine {
   double factor;
 };
 
-// The kernels of one instruction set. `scratch` is private to the thread, aligned to 64 bytes (cpu.cpp).
+// The kernels of one instruction set. `scratch` is private to the thread, aligned to 64 bytes
+// (cpu.cpp).
 struct Kernels {
   // mean [d] and scatter [d x d] of rows [begin, end) about their mean; returns the sum of weights.
   double (*moments)(const Sample& sample, int64_t begin, int64_t end, bool fast, double* mean,
                     double* scatter, void* scratch);
-  // Affine of rows [begin, end) into contiguous rows of `out`, one part for each part of the sample.
+  // Affine of rows [begin, end) into contiguous rows of `out`, one part for each part of the
+  // sample.
   void (*apply)(const Sample& sample, const Affine& affine, const Part* out, int64_t begin,
                 int64_t end, void* scratch);
 };

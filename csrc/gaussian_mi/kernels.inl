@@ -1,8 +1,9 @@
 // The CPU kernels of gaussian_mi: rows in vector lanes, for one instruction set.
 //
 // Included once for each instruction set, in a namespace that defines kVectorBytes and the register
-// block kBlockRows x kBlockColumns of the scatter. Each tile of kTileRows rows is transposed once, so
-// that a column is contiguous; every product then uses full vectors whatever the number of columns.
+// block kBlockRows x kBlockColumns of the scatter. Each tile of kTileRows rows is transposed once,
+// so that a column is contiguous; every product then uses full vectors whatever the number of
+// columns.
 
 template <typename S>
 struct VectorOf {
@@ -50,16 +51,17 @@ template <typename S, int Step = kLanes<S> / 2>
 inline void transpose(Vector<S>* v) {
   if constexpr (Step > 0) {
     for (int i = 0; i < kLanes<S>; ++i)
-      if (!(i & Step))
-        exchange<S, Step>(v[i], v[i + Step], typename MakeLanes<kLanes<S>>::type{});
+      if (!(i & Step)) exchange<S, Step>(v[i], v[i + Step], typename MakeLanes<kLanes<S>>::type{});
     transpose<S, Step / 2>(v);
   }
 }
 
-// `columns` vectors that hold consecutive rows of a matrix of that many columns (a power of two below
-// the number of lanes) become its columns. Each stage takes the even and the odd lanes of two vectors.
+// `columns` vectors that hold consecutive rows of a matrix of that many columns (a power of two
+// below the number of lanes) become its columns. Each stage takes the even and the odd lanes of two
+// vectors.
 template <typename S, int... I>
-inline void split(const Vector<S>& a, const Vector<S>& b, Vector<S>& even, Vector<S>& odd, Lanes<I...>) {
+inline void split(const Vector<S>& a, const Vector<S>& b, Vector<S>& even, Vector<S>& odd,
+                  Lanes<I...>) {
   const Vector<S> e = __builtin_shufflevector(a, b, (2 * I)...);
   odd = __builtin_shufflevector(a, b, (2 * I + 1)...);
   even = e;
@@ -83,7 +85,8 @@ inline void separate(Vector<S>* v, int64_t columns) {
 
 // The inverse of separate.
 template <typename S, int... I>
-inline void join(const Vector<S>& even, const Vector<S>& odd, Vector<S>& a, Vector<S>& b, Lanes<I...>) {
+inline void join(const Vector<S>& even, const Vector<S>& odd, Vector<S>& a, Vector<S>& b,
+                 Lanes<I...>) {
   constexpr int n = kLanes<S>;
   a = __builtin_shufflevector(even, odd, (I / 2 + (I & 1) * n)...);
   b = __builtin_shufflevector(even, odd, (n / 2 + I / 2 + (I & 1) * n)...);
@@ -179,7 +182,8 @@ inline void prefetch_ahead(const void* from) {
 // Sends the rows [begin, begin + rows) of `part` to a sink, column by column and, where the layout
 // allows, a vector of rows at a time: sink.vector(column, row, x) or sink.scalar(column, row, x).
 template <typename T, typename S, class Sink>
-inline void read_part(const Part& part, int64_t begin, int64_t rows, int64_t total_rows, Sink sink) {
+inline void read_part(const Part& part, int64_t begin, int64_t rows, int64_t total_rows,
+                      Sink sink) {
   const T* first = static_cast<const T*>(part.data) + begin * part.row_stride;
   int64_t row = 0;
   if constexpr (__is_same(T, S)) {
@@ -204,7 +208,8 @@ inline void read_part(const Part& part, int64_t begin, int64_t rows, int64_t tot
       // Full vectors may run past the end of a row, never past the end of the matrix.
       const int64_t extent = (total_rows - 1 - begin) * part.row_stride + part.columns;
       const int64_t reach = (part.columns + lanes - 1) / lanes * lanes;
-      for (; row + lanes <= rows && (row + lanes - 1) * part.row_stride + reach <= extent; row += lanes)
+      for (; row + lanes <= rows && (row + lanes - 1) * part.row_stride + reach <= extent;
+           row += lanes)
         for (int64_t column = 0; column < part.columns; column += lanes) {
           Vector<S> block[lanes];
           for (int i = 0; i < lanes; ++i) {
@@ -247,14 +252,16 @@ inline void write_part(const S* tile, const Part& part, int64_t begin, int64_t r
           store(first + row * part.columns + i * lanes, block[i]);
       }
     } else {
-      // A full vector overruns the end of its row; what it spoils is written afterwards (columns from
-      // the last block to the first, rows ascending), and it never leaves this tile's rows.
+      // A full vector overruns the end of its row; what it spoils is written afterwards (columns
+      // from the last block to the first, rows ascending), and it never leaves this tile's rows.
       const int64_t last_column = (part.columns - 1) / lanes * lanes;
-      for (; (row + lanes - 1) * part.columns + last_column + lanes <= rows * part.columns; row += lanes)
+      for (; (row + lanes - 1) * part.columns + last_column + lanes <= rows * part.columns;
+           row += lanes)
         for (int64_t column = last_column; column >= 0; column -= lanes) {
           for (int i = 0; i < lanes; ++i) block[i] = load(tile + (column + i) * kApplyRows + row);
           transpose<S>(block);
-          for (int i = 0; i < lanes; ++i) store(first + (row + i) * part.columns + column, block[i]);
+          for (int i = 0; i < lanes; ++i)
+            store(first + (row + i) * part.columns + column, block[i]);
         }
     }
   }
@@ -322,8 +329,7 @@ struct Center {
 
   void scalar(int64_t column, int64_t row, S x) const {
     const P root = root_weight != nullptr ? root_weight[row] : P(1);
-    const P difference =
-        sizeof(S) > sizeof(P) ? P(x - origin[column]) : P(x) - P(origin[column]);
+    const P difference = sizeof(S) > sizeof(P) ? P(x - origin[column]) : P(x) - P(origin[column]);
     values[column * kTileRows + row] = difference * root;
     tail_sums[column] += double(difference * root) * double(root);
   }
@@ -336,9 +342,11 @@ struct Center {
   }
 };
 
-// scatter[i, j] += sum over rows of value_i value_j for an NI x NJ block; only i <= j where Triangle.
+// scatter[i, j] += sum over rows of value_i value_j for an NI x NJ block; only i <= j where
+// Triangle.
 template <typename T, int NI, int NJ, bool Triangle>
-inline void product_block(const T* left, const T* right, int64_t vectors, double* scatter, int64_t d) {
+inline void product_block(const T* left, const T* right, int64_t vectors, double* scatter,
+                          int64_t d) {
   constexpr int lanes = kLanes<T>, groups = (NI * NJ + lanes - 1) / lanes;
   Vector<T> sums[groups * lanes];
 #pragma GCC unroll 64
@@ -378,16 +386,16 @@ inline void product_columns(const T* left, const T* right, int64_t columns, int6
 
 // The upper triangle of one strip of NI rows of the scatter: the diagonal block, then the rest.
 template <typename T, int NI>
-inline void product_strip(const T* tile, int64_t first, int64_t rows, int64_t vectors, double* scatter,
-                          int64_t d) {
+inline void product_strip(const T* tile, int64_t first, int64_t rows, int64_t vectors,
+                          double* scatter, int64_t d) {
   if constexpr (NI > 0) {
     if (rows != NI) return product_strip<T, NI - 1>(tile, first, rows, vectors, scatter, d);
     const T* left = tile + first * kTileRows;
     product_block<T, NI, NI, true>(left, left, vectors, scatter + first * d + first, d);
     for (int64_t column = first + NI; column < d; column += kBlockColumns)
-      product_columns<T, NI, kBlockColumns>(
-          left, tile + column * kTileRows, d - column < kBlockColumns ? d - column : kBlockColumns,
-          vectors, scatter + first * d + column, d);
+      product_columns<T, NI, kBlockColumns>(left, tile + column * kTileRows,
+                                            d - column < kBlockColumns ? d - column : kBlockColumns,
+                                            vectors, scatter + first * d + column, d);
   }
 }
 
@@ -405,17 +413,18 @@ double moments_of(const Sample& sample, int64_t begin, int64_t end, double* mean
   S* origin = reinterpret_cast<S*>(tile_mean + d);
   const bool weighted = sample.weight != nullptr;
 
-  // Products are taken about an origin near the tile's mean, so that they carry no offset: one row at
-  // first (of the largest weight: rows of weight 0 may hold anything), then the running mean. What
-  // remains of it is taken off exactly below.
+  // Products are taken about an origin near the tile's mean, so that they carry no offset: one row
+  // at first (of the largest weight: rows of weight 0 may hold anything), then the running mean.
+  // What remains of it is taken off exactly below.
   int64_t typical = begin;
   for (int64_t row = begin; row < end && weighted; ++row)
     if (sample.weight[row] > sample.weight[typical]) typical = row;
   S* to = origin;
   for (int64_t p = 0; p < sample.part_count; ++p)
     for (int64_t column = 0; column < sample.parts[p].columns && begin < end; ++column)
-      *to++ = widen(static_cast<const T*>(sample.parts[p].data)[typical * sample.parts[p].row_stride +
-                                                                column * sample.parts[p].column_stride]);
+      *to++ = widen(
+          static_cast<const T*>(sample.parts[p].data)[typical * sample.parts[p].row_stride +
+                                                      column * sample.parts[p].column_stride]);
   for (int64_t i = 0; i < d; ++i) mean[i] = 0;
   for (int64_t i = 0; i < d * d; ++i) scatter[i] = 0;
   double count = 0;
@@ -510,8 +519,8 @@ struct Standardise {
   }
 };
 
-// out_j = factor_j (sum over i of in_i matrix[i, j]) + shift_j for NJ columns of the matrix, two vectors
-// of rows at a time.
+// out_j = factor_j (sum over i of in_i matrix[i, j]) + shift_j for NJ columns of the matrix, two
+// vectors of rows at a time.
 template <typename S, int NJ>
 inline void apply_columns(const S* in, const S* matrix, const S* factor, const S* shift, int64_t d,
                           int64_t vectors, S* out) {
@@ -535,8 +544,8 @@ inline void apply_columns(const S* in, const S* matrix, const S* factor, const S
 }
 
 template <typename S, int NJ>
-inline void apply_block(const S* in, const S* matrix, const S* factor, const S* shift, int64_t columns,
-                        int64_t d, int64_t vectors, S* out) {
+inline void apply_block(const S* in, const S* matrix, const S* factor, const S* shift,
+                        int64_t columns, int64_t d, int64_t vectors, S* out) {
   if constexpr (NJ > 0) {
     if (columns == NJ)
       apply_columns<S, NJ>(in, matrix, factor, shift, d, vectors, out);
@@ -546,8 +555,8 @@ inline void apply_block(const S* in, const S* matrix, const S* factor, const S* 
 }
 
 template <typename T>
-void apply_of(const Sample& sample, const Affine& affine, const Part* out, int64_t begin, int64_t end,
-              void* scratch) {
+void apply_of(const Sample& sample, const Affine& affine, const Part* out, int64_t begin,
+              int64_t end, void* scratch) {
   using S = typename ComputeOf<T>::type;
   const int64_t d = sample.d;
   S* in = static_cast<S*>(scratch);

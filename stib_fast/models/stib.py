@@ -152,7 +152,7 @@ def vector_stib(
     --------
     >>> from stib_fast.models import vector_stib
     >>> sum(p.numel() for p in vector_stib(2, 2, 2, 1, hidden=(8,)).parameters())
-    263
+    420
     """
     critic = InvarianceCritic(
         z0_dim, y_dim, feature_dim, hidden, activation, cycle_weight=cycle_weight, y_scale=y_scale

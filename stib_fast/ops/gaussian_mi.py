@@ -127,7 +127,7 @@ class _GaussianMI(torch.autograd.Function):
         z, y, weight, state = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             vjp = differentiable_vjp(
-                lambda *views: (gaussian_mi_eager(*views, weight, ctx.eps, ctx.fast),),
+                lambda z, y: (gaussian_mi_eager(z, y, weight, ctx.eps, ctx.fast),),
                 (z, y),
                 (grad,),
             )

@@ -55,8 +55,8 @@ class SmilesModel:
 
     z0_dim: int = 12
     z1_dim: int = 4
-    feature_dim: int = 4
-    hidden: tuple[int, ...] = (64, 64)
+    feature_dim: int = 8
+    hidden: tuple[int, ...] = (128, 128)
     channels: int = 64
     kernel_size: int = 5
     encoder_hidden: int = 256
@@ -74,13 +74,13 @@ class QM9Config:
     model: SmilesModel = field(default_factory=SmilesModel)
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(
-            steps=3000,
-            batch=128,
+            steps=4000,
+            batch=256,
             learning_rate=4e-3,
             learning_rate_end=0.02,
             warmup=100,
             gradient_clip=1.0,
-            invariance_weight=3.0,
+            invariance_weight=6.0,
             lambda_start=33.0,
             lambda_growth=1.0,
             lambda_max=33.0,

@@ -1,6 +1,7 @@
 """`gaussian_mi` against a float64 reference that shares nothing with either backend.
 
-Tolerances are in units of u, the unit roundoff of the dtype in question.
+Tolerances are in units of u, the unit roundoff of the dtype in question; ORDER is what another
+order of float64 sums costs: u times a condition of 1000.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
 import stib_fast
@@ -23,19 +25,25 @@ U = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
+ORDER = 1000 * U[torch.float64]
 DTYPES = list(U)
 NO_WEIGHT_OR_WEIGHT = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 
 
 def reference(z: Tensor, y: Tensor, weight: Tensor | None = None, eps: float = 1e-9) -> Tensor:
-    """MI in nats by orthogonal factors of the centred data: no scatter matrix, no ridge."""
+    """MI in nats by orthogonal factors of the centred data: no scatter matrix is formed.
+
+    The ridge on the correlations is a row of sqrt(1e-12) below each unit column.
+    """
     w = torch.ones(len(z), 1, dtype=torch.float64) if weight is None else weight.double()[:, None]
-    orthonormal = []
+    tops = []
     for part in (z.double(), y.double()):
-        centered = part - (w * part).sum(0) / w.sum()
-        centered = centered / centered.detach().abs().amax(0)
-        orthonormal.append(torch.linalg.qr(w.sqrt() * centered).Q)
-    k = orthonormal[0].mT @ orthonormal[1]
+        centered = w.sqrt() * (part - (w * part).sum(0) / w.sum())
+        centered = centered / centered.detach().abs().amax(0)  # neither overflow nor underflow
+        unit = centered / centered.norm(dim=0)
+        ridged = torch.cat([unit, 1e-6 * torch.eye(part.shape[1]).double()])
+        tops.append(torch.linalg.qr(ridged).Q[: len(z)])
+    k = tops[0].mT @ tops[1]
     k = k if k.shape[0] <= k.shape[1] else k.mT
     return -0.5 * torch.logdet(torch.eye(len(k)).double() - (1 - eps) ** 2 * k @ k.mT)
 
@@ -79,7 +87,9 @@ def value_and_gradients(
 
 def relative_error(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
     """Of a gradient in several parts, in the Euclidean norm."""
-    difference = torch.cat([(a.double() - b.double()).flatten() for a, b in zip(ours, exact)])
+    difference = torch.cat(
+        [(a.double() - b.double()).flatten() for a, b in zip(ours, exact, strict=True)]
+    )
     return float(difference.norm() / torch.cat([b.double().flatten() for b in exact]).norm())
 
 
@@ -88,10 +98,9 @@ def assert_matches(
 ) -> None:
     """Value and gradients to `factor` roundings; the columns are well conditioned."""
     value_u = U[torch.float64 if dtype == torch.float64 else torch.float32]
-    # 1e-11: the ridge of 1e-12 that the reference doesn't have, times the condition number.
-    assert abs(ours[0].double() - exact[0]) <= factor * value_u * (1 + exact[0].abs()) + 1e-11
-    assert relative_error(ours[1:], exact[1:]) <= factor * U[dtype] + 1e-11
-    for gradient, part in zip(ours[1:], exact[1:]):
+    assert abs(ours[0].double() - exact[0]) <= factor * value_u * (1 + exact[0].abs())
+    assert relative_error(ours[1:], exact[1:]) <= factor * U[dtype]
+    for gradient, part in zip(ours[1:], exact[1:], strict=True):
         assert gradient.shape == part.shape
         assert gradient.dtype == dtype
 
@@ -116,8 +125,8 @@ def test_rows(rows: int, dtype: torch.dtype, weighted: bool, backend: str) -> No
     z, y = sample(rows, 2, 1, dtype)
     weight = torch.rand(rows) + 0.5 if weighted else None
     ours = value_and_gradients(F.gaussian_mi, z, y, weight=weight)
-    # Few rows: the smallest of 1 - rho^2, which divides the rounding, is far below 1.
-    assert_matches(ours, value_and_gradients(reference, z, y, weight=weight), dtype, factor=256)
+    # Few rows: the correlations are near 1, and 1 - rho^2 divides the rounding.
+    assert_matches(ours, value_and_gradients(reference, z, y, weight=weight), dtype, factor=1024)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -132,13 +141,31 @@ def test_columns_and_dtypes(n: int, m: int, dtype: torch.dtype, backend: str) ->
     assert [g.dtype for g in gradients] == [dtype, dtype]
     # As good as the careful formula in the same dtype, but for rounding the result once and, for
     # float64, where both are exact to rounding, for another order of d + 1 sums.
-    value_u = U[value.dtype] * (1 + exact.abs()) * (8 * (n + m) if wide else 1)
-    assert abs(value.double() - exact) <= abs(theirs.double() - exact) + value_u + 1e-11
-    for ours, true, other in zip(gradients, exact_gradients, their_gradients):
-        tolerance = U[dtype] * (8 * (n + m) if wide else 4) + 1e-11
+    value_u = U[value.dtype] * (1 + exact.abs()) * (16 * (n + m) if wide else 1)
+    assert abs(value.double() - exact) <= abs(theirs.double() - exact) + value_u
+    for ours, true, other in zip(gradients, exact_gradients, their_gradients, strict=True):
+        tolerance = U[dtype] * (16 * (n + m) if wide else 4)
         allowed = (other.double() - true.double()).norm() + tolerance * true.double().norm()
         # The reference's gradient is rounded to the dtype on the way out of `.double()`.
         assert (ours.double() - true.double()).norm() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1.0, 2.0**-16, 1000.0])  # 2^-16: subnormal in float16
+@pytest.mark.parametrize("factor", [1.0, 2.0**-16, 2.0**20])  # subnormal gradients, and infinity
+def test_half_precision_is_float32_rounded_once(
+    factor: float, size: float, dtype: torch.dtype, backend: str
+) -> None:
+    z, y = ((size * part).to(dtype) for part in sample(301, 3, 2))
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return factor * F.gaussian_mi(z, y)
+
+    value, *gradients = value_and_gradients(loss, z, y)
+    wide_value, *wide = value_and_gradients(loss, z.float(), y.float())
+    torch.testing.assert_close(value, wide_value, rtol=1e-6, atol=0)
+    for ours, exact in zip(gradients, wide, strict=True):
+        assert (ours == exact.to(dtype)).float().mean() > 0.99  # but for the last bit in float32
 
 
 @pytest.mark.parametrize(("noise", "bound"), [(0.1, 1e-5), (0.01, 1e-4), (0.001, 1e-3)])
@@ -153,8 +180,7 @@ def test_ill_conditioned(noise: float, bound: float, seed: int, backend: str) ->
     exact, *_ = value_and_gradients(reference, z, y)
     exact_gradients = value_and_gradients(reference, z.double(), y.double())[1:]
     assert relative_error(tuple(gradients), exact_gradients) <= bound
-    # The ridge: 1e-12 / (1 - rho^2) in each of 8 dimensions, with 1 - rho^2 near noise^2 / 100.
-    assert abs(value.double() - exact) <= 8e-10 / noise**2 + 2 * U[torch.float32] * exact
+    assert abs(value.double() - exact) <= 2 * U[torch.float32] * exact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -163,9 +189,9 @@ def test_offset_costs_no_digits(offset: float, dtype: torch.dtype, backend: str)
     # 1000 rows: the last of four tiles is not full. Spread 2: well above the rounding of 1e6.
     z, y = sample(1000, 3, 2)
     z, y = (2 * z + offset).to(dtype), (4 * y - offset).to(dtype)
-    assert_matches(
-        value_and_gradients(F.gaussian_mi, z, y), value_and_gradients(reference, z, y), dtype
-    )
+    ours, exact = (value_and_gradients(f, z, y) for f in (F.gaussian_mi, reference))
+    # The mean itself is rounded to float64, and so is `offset + spread`.
+    assert_matches(ours, exact, dtype, factor=16 + (offset if dtype == torch.float64 else 0))
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
@@ -227,7 +253,9 @@ def test_constant_column_is_correlated_with_nothing(
     for joined, kept in (([constant, z], slice(1, None)), ([z, constant], slice(0, 2))):
         wide_value, wide_grad, other = value_and_gradients(F.gaussian_mi, torch.cat(joined, 1), y)
         torch.testing.assert_close(wide_value, value, rtol=1e-6, atol=0)
-        assert relative_error((wide_grad[:, kept], other), (grad_z, grad_y)) <= 2 * U[dtype]
+        # Other widths, other register blocks: other orders of the sums.
+        error = relative_error((wide_grad[:, kept], other), (grad_z, grad_y))
+        assert error <= 4 * U[dtype] + ORDER
         wide_grad[:, kept] = 0
         assert (wide_grad == 0).all()
 
@@ -285,8 +313,9 @@ def test_determined_sides_of_any_condition_are_finite(
 def test_fewer_rows_than_columns(dtype: torch.dtype, rows: int, backend: str) -> None:
     z, y = torch.randn(rows, 8).to(dtype), torch.randn(rows, 9).to(dtype)
     value, *gradients = value_and_gradients(F.gaussian_mi, z, y)
-    # rows - 1 directions, or all 8, determine each other. 1e-3: the ridge beside eps.
+    # rows - 1 directions, or all 8, determine each other, each up to the ridge beside eps.
     assert abs(value - min(rows - 1, 8) * cap()) <= 0.01 * rows
+    assert abs(value - reference(z, y)) <= 1e-5 * rows
     assert all(x.isfinite().all() for x in gradients)
 
 
@@ -295,21 +324,20 @@ def test_two_rows(backend: str) -> None:
     assert abs(F.gaussian_mi(z, y) - cap()) <= 1e-6
 
 
-@pytest.mark.parametrize("eps", [1e-12, 1e-9, 1e-4, 0.1, 0.9])
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-9, 1e-4, 0.1, 0.9])
 def test_eps_caps_the_value(eps: float, backend: str) -> None:
     z = torch.randn(100, 3, dtype=torch.float64)
-    # Rounding of 1 - rho^2 at 1e-15 beside 2 eps + 2e-12.
-    tolerance = 3 * 1e-14 / (2 * eps + 2e-12)
-    assert abs(F.gaussian_mi(z, z @ torch.randn(3, 3).double(), eps=eps) - 3 * cap(eps)) <= max(
-        tolerance * 100, 1e-9
-    )
+    rounding = 1e-14 / (2 * eps + 2e-12)  # of 1 - rho^2, relative to what is left of it
+    assert abs(F.gaussian_mi(z[:, :1], 3 - 2 * z[:, :1], eps=eps) - cap(eps)) <= rounding + 1e-13
+    y = z @ torch.randn(3, 3).double()
+    assert abs(F.gaussian_mi(z, y, eps=eps) - reference(z, y, eps=eps)) <= 3 * rounding + 1e-13
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.2])
 def test_eps_shrinks_the_canonical_correlations(eps: float, backend: str) -> None:
     z, y = sample(400, 3, 4, noise=0.1)
     exact = value_and_gradients(reference, z, y, eps=eps)
-    assert_matches(value_and_gradients(F.gaussian_mi, z, y, eps=eps), exact, torch.float64, 1024)
+    assert_matches(value_and_gradients(F.gaussian_mi, z, y, eps=eps), exact, torch.float64, 8192)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -386,10 +414,10 @@ def test_integer_weights_repeat_rows(dtype: torch.dtype, backend: str) -> None:
     value, *gradients = value_and_gradients(F.gaussian_mi, z, y, weight=times)
     rows = torch.repeat_interleave(torch.arange(401), times)
     repeated, *each = value_and_gradients(F.gaussian_mi, z[rows], y[rows])
-    torch.testing.assert_close(value, repeated, rtol=2 * U[value.dtype], atol=1e-14)
+    torch.testing.assert_close(value, repeated, rtol=2 * U[value.dtype], atol=ORDER)
     totals = [torch.zeros(401, part.shape[1]).double().index_add(0, rows, part.double())
               for part in each]  # fmt: skip
-    assert relative_error(tuple(gradients), tuple(totals)) <= 4 * U[dtype]
+    assert relative_error(tuple(gradients), tuple(totals)) <= 4 * U[dtype] + ORDER
 
 
 @pytest.mark.parametrize("first", [1, 300], ids=["first row", "first tile"])
@@ -409,6 +437,20 @@ def test_weight_zero_leaves_a_row_out(first: int, backend: str) -> None:
         assert not grad_y[~mask].any()
 
 
+def test_tile_of_weight_zero_inside_a_chunk(backend: str) -> None:
+    # From 16,385 rows on, a chunk has two tiles: the second must not be centred on the first.
+    z, y = sample(20_000, 2, 1, noise=0.01)
+    z += 1e6
+    z[:256] = 0
+    weight = torch.ones(20_000)
+    weight[:256] = 0
+    expected = value_and_gradients(F.gaussian_mi, z[256:], y[256:])
+    value, grad_z, grad_y = value_and_gradients(F.gaussian_mi, z, y, weight=weight)
+    # As above; 1e-4 would be lost to squares of the offset.
+    assert abs(value - expected[0]) <= 1e-8
+    assert relative_error((grad_z[256:], grad_y[256:]), expected[1:]) <= 1e-8
+
+
 def test_row_of_weight_zero_must_be_finite_all_the_same(backend: str) -> None:
     z, y = sample(50, 2, 2)
     z[3, 0] = math.nan
@@ -422,7 +464,7 @@ def test_scale_of_weights_does_not_matter(backend: str) -> None:
     weight = torch.rand(333)
     one = value_and_gradients(F.gaussian_mi, z, y, weight=weight)
     assert_matches(
-        value_and_gradients(F.gaussian_mi, z, y, weight=weight * 1000), one, torch.float64, 64
+        value_and_gradients(F.gaussian_mi, z, y, weight=weight * 1024), one, torch.float64, 64
     )
     assert_matches(one, value_and_gradients(reference, z, y, weight=weight), torch.float64, 64)
 
@@ -476,12 +518,13 @@ def test_layouts(dtype: torch.dtype, d: int, weighted: bool, backend: str) -> No
         ours = value_and_gradients(F.gaussian_mi, view, other, weight=weight)
         swapped = value_and_gradients(F.gaussian_mi, other, view, weight=weight)
         # Another order of the sums; collinear columns stand beside a ridge of 1e-12.
-        loose = 1e-3 if name in ("same column", "sliding window", "overlapping rows") else 0
+        loose = 1e-2 if name in ("same column", "sliding window", "overlapping rows") else 0
         for value, *gradients in (ours, (swapped[0], swapped[2], swapped[1])):
             torch.testing.assert_close(value, expected[0], rtol=1e-6, atol=1e-12, msg=name)
-            for gradient, true in zip(gradients, expected[1:]):
+            for gradient, true in zip(gradients, expected[1:], strict=True):
                 difference = (gradient.double() - true.double()).norm()
-                assert difference <= (4 * U[dtype] + loose) * true.double().norm() + 1e-12, name
+                allowed = (4 * U[dtype] + ORDER + loose) * true.double().norm()
+                assert difference <= allowed + 1e-12, name
 
 
 def test_lazy_negation_is_seen(backend: str) -> None:
@@ -524,18 +567,37 @@ def test_nothing_is_read_past_the_end(
 
 @NO_WEIGHT_OR_WEIGHT
 @pytest.mark.parametrize(
-    ("rows", "n", "m"), [(60, 2, 2), (4097, 8, 8), (20_001, 5, 3), (70_000, 24, 20), (300_000, 2, 1)]
+    ("rows", "n", "m"),
+    [(60, 2, 2), (4097, 8, 8), (20_001, 5, 3), (70_000, 24, 20), (300_000, 2, 1)],
 )
 def test_same_bits_for_any_number_of_threads(
     rows: int, n: int, m: int, weighted: bool, backend: str
 ) -> None:
+    if backend == "eager":
+        n, m = min(n, 8), min(m, 8)  # more columns: see the next test
     z, y = sample(rows, n, m, torch.float32)
     weight = torch.rand(rows) if weighted else None
     first = value_and_gradients(F.gaussian_mi, z, y, weight=weight)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        for again, before in zip(value_and_gradients(F.gaussian_mi, z, y, weight=weight), first):
+        for again, before in zip(
+            value_and_gradients(F.gaussian_mi, z, y, weight=weight), first, strict=True
+        ):
             assert torch.equal(again, before), f"{threads} threads"
+
+
+def test_eager_step_on_many_columns_depends_on_threads_by_rounding_alone() -> None:
+    # LAPACK's triangular solves: the one part of the eager backend whose order of sums may change.
+    z, y = sample(2000, 70, 60)
+    results = []
+    with stib_fast.backend("eager"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(value_and_gradients(F.gaussian_mi, z, y))
+            again = value_and_gradients(F.gaussian_mi, z, y)
+            assert all(torch.equal(*pair) for pair in zip(results[-1], again, strict=True))
+    for other in results[1:]:
+        assert_matches(other, results[0], torch.float64, factor=1000)
 
 
 # ---- gradients ---------------------------------------------------------------------------------
@@ -562,8 +624,8 @@ def test_incoming_gradient(dtype: torch.dtype, backend: str) -> None:
     plain = value_and_gradients(F.gaussian_mi, z, y)
     # A power of two: exact in every dtype, and past what float16 could hold were it applied late.
     scaled = value_and_gradients(lambda a, b: 256 * F.gaussian_mi(a, b), z, y)
-    for one, other in zip(plain[1:], scaled[1:]):
-        torch.testing.assert_close(other.double(), 256 * one.double(), rtol=4 * U[dtype], atol=1e-4)
+    for one, other in zip(plain[1:], scaled[1:], strict=True):
+        assert relative_error((other,), (256 * one.double(),)) <= 4 * U[dtype]
 
 
 def test_one_side_alone_needs_a_gradient(backend: str) -> None:
@@ -584,6 +646,13 @@ def test_backward_twice_through_a_kept_graph(backend: str) -> None:
     value = F.gaussian_mi(z, y)
     once, twice = (torch.autograd.grad(value, z, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(once, twice)
+
+
+def test_input_changed_before_the_backward_is_noticed() -> None:
+    # The compiled backend reads the rows again; the eager one holds copies.
+    z, y = sample(100, 3, 2)
+    z.requires_grad_()
+    value = F.gaussian_mi(z, y)
     with torch.no_grad():
         z += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -628,11 +697,13 @@ def test_bias_correction_is_unbiased(backend: str) -> None:
     y = torch.randn(repetitions, rows, 3, dtype=torch.float64)
     y[..., 0] = rho * z[..., 0] + math.sqrt(1 - rho**2) * y[..., 0]
     truth = -0.5 * math.log(1 - rho**2)
-    values = torch.stack([F.gaussian_mi(a, b, bias_correction=True) for a, b in zip(z, y)])
+    values = torch.stack(
+        [F.gaussian_mi(a, b, bias_correction=True) for a, b in zip(z, y, strict=True)]
+    )
     error = values.std() / math.sqrt(repetitions)
     assert error < 0.01
     assert abs(values.mean() - truth) <= 4 * error
-    raw = torch.stack([F.gaussian_mi(a, b) for a, b in zip(z[:500], y[:500])])
+    raw = torch.stack([F.gaussian_mi(a, b) for a, b in zip(z[:500], y[:500], strict=True)])
     assert raw.mean() > truth + 0.2
 
 
@@ -652,7 +723,7 @@ def test_autocast_changes_nothing(backend: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast = value_and_gradients(F.gaussian_mi, z, y)
         of_moments = F.gaussian_mi_of(F.moments(z, y))
-    for ours, expected in zip(under_autocast, plain):
+    for ours, expected in zip(under_autocast, plain, strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours, expected)
     torch.testing.assert_close(of_moments.float(), plain[0], rtol=1e-6, atol=0)
@@ -674,7 +745,7 @@ def test_sum_of_moments_gives_the_same(dtype: torch.dtype, weighted: bool, backe
     direct = value_and_gradients(F.gaussian_mi, z, y, weight=weight)
     batches = value_and_gradients(in_batches, z, y)
     torch.testing.assert_close(batches[0].to(direct[0]), direct[0], rtol=1e-6, atol=0)
-    assert relative_error(batches[1:], direct[1:]) <= 4 * U[dtype]
+    assert relative_error(batches[1:], direct[1:]) <= 4 * U[dtype] + ORDER
 
 
 def test_moments_of_other_than_two_parts_or_one_row(backend: str) -> None:
@@ -695,12 +766,15 @@ def test_function_transforms_need_the_eager_backend(backend: str) -> None:
     )
     if backend == "cpp":
         for transform in transforms:
-            with pytest.raises(RuntimeError, match="autograd.Function|vmap"):
+            with pytest.raises(RuntimeError, match=r"autograd.Function|vmap"):
                 transform()
         return
     values, slope, gradient = (transform() for transform in transforms)
     torch.testing.assert_close(
-        values, torch.stack([reference(*parts) for parts in zip(z, y)]), rtol=1e-9, atol=1e-9
+        values,
+        torch.stack([reference(*parts) for parts in zip(z, y, strict=True)]),
+        rtol=1e-9,
+        atol=1e-9,
     )
     exact = value_and_gradients(reference, z[0], y[0])[1]
     torch.testing.assert_close(gradient, exact, rtol=1e-8, atol=1e-10)
@@ -729,15 +803,13 @@ class TestOp:
     def test_gradcheck(self, weighted: bool) -> None:
         z, y = (x.requires_grad_() for x in sample(11, 3, 2))
         weight = torch.rand(11).double() + 0.5 if weighted else None
-        assert torch.autograd.gradcheck(
-            lambda z, y: self.op(z, y, weight, 1e-9, False)[0], (z, y)
-        )
+        assert torch.autograd.gradcheck(lambda z, y: self.op(z, y, weight, 1e-9, False)[0], (z, y))
 
     def test_double_backward_is_refused(self) -> None:
         z, y = (x.requires_grad_() for x in sample(11, 3, 2))
         value = self.op(z, y, None, 1e-9, False)[0]
         gradient = torch.autograd.grad(value, z, create_graph=True)[0]
-        with pytest.raises(RuntimeError, match="gaussian_mi.*twice"):
+        with pytest.raises(RuntimeError, match=r"gaussian_mi_backward can't be differentiated"):
             gradient.sum().backward()
 
     def test_arguments_out_of_bounds_are_refused(self) -> None:
@@ -764,31 +836,37 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
-def features(x: Tensor, weights: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+def features(weights: Tensor, y: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
     return 2 * F.gaussian_mi(torch.tanh(x @ weights), y, weight=weight).square()
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
 class TestCompile:
     @NO_WEIGHT_OR_WEIGHT
-    @pytest.mark.parametrize("dynamic", [None, True])
-    def test_values_and_gradients(self, dynamic: bool | None, weighted: bool, backend: str) -> None:
-        self.compare(torch.compile(features, fullgraph=True, backend="aot_eager", dynamic=dynamic),
-                     weighted)  # fmt: skip
+    def test_values_and_gradients(self, weighted: bool, backend: str) -> None:
+        self.compare(torch.compile(features, fullgraph=True, backend="aot_eager"), weighted)
+
+    def test_one_graph_serves_any_number_of_rows(self) -> None:
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(features, fullgraph=True, backend=counter, dynamic=True)
+        self.compare(compiled, weighted=True, sizes=(64,))
+        graphs = counter.frame_count
+        self.compare(compiled, weighted=True, sizes=(65, 300, 1000))
+        assert counter.frame_count == graphs
 
     def test_inductor(self) -> None:
         self.compare(torch.compile(features, fullgraph=True), weighted=False)
 
     @staticmethod
-    def compare(compiled: Callable[..., Tensor], weighted: bool) -> None:
+    def compare(
+        compiled: Callable[..., Tensor], weighted: bool, sizes: tuple[int, ...] = (64, 300)
+    ) -> None:
         weights = torch.randn(4, 3, dtype=torch.float64)
-        for rows in (64, 65, 300):
+        for rows in sizes:  # a second size makes the rows a symbol
             x, y = sample(rows, 4, 2)
-            weight = torch.rand(rows) + 0.5 if weighted else None
-            (value, *gradients), (expected, *true) = (
-                value_and_gradients(lambda w, y, f=f: f(x, w, y, weight), weights, y)
-                for f in (compiled, features)
-            )
+            fixed = {"x": x, "weight": torch.rand(rows) + 0.5 if weighted else None}
+            value, *gradients = value_and_gradients(compiled, weights, y, **fixed)
+            expected, *true = value_and_gradients(features, weights, y, **fixed)
             torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
             assert relative_error(tuple(gradients), tuple(true)) <= 1e-12
 
@@ -800,7 +878,7 @@ class TestCompile:
             ) + F.gaussian_mi_of(total, bias_correction=True)
 
         compiled = torch.compile(several, fullgraph=True, backend="aot_eager")
-        for rows in (50, 51, 70):
+        for rows in (50, 70):
             z, y = sample(rows, 3, 2)
             ours, expected = (value_and_gradients(f, z, y) for f in (compiled, several))
             torch.testing.assert_close(ours[0], expected[0], rtol=1e-10, atol=0)
