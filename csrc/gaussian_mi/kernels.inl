@@ -68,14 +68,16 @@ inline void split(const Vector<S>& a, const Vector<S>& b, Vector<S>& even, Vecto
 }
 
 template <typename S, int Most>
-inline void separate(Vector<S>* v, int64_t columns) {
+__attribute__((always_inline)) inline void separate(Vector<S>* v, int64_t columns) {
   if constexpr (Most > 1) {
     if (columns < Most) return separate<S, Most / 2>(v, columns);
     Vector<S> even[Most / 2], odd[Most / 2];
+#pragma GCC unroll 8
     for (int i = 0; i < Most / 2; ++i)
       split<S>(v[2 * i], v[2 * i + 1], even[i], odd[i], typename MakeLanes<kLanes<S>>::type{});
     separate<S, Most / 2>(even, Most / 2);
     separate<S, Most / 2>(odd, Most / 2);
+#pragma GCC unroll 8
     for (int i = 0; i < Most / 2; ++i) {
       v[2 * i] = even[i];
       v[2 * i + 1] = odd[i];
@@ -93,16 +95,18 @@ inline void join(const Vector<S>& even, const Vector<S>& odd, Vector<S>& a, Vect
 }
 
 template <typename S, int Most>
-inline void combine(Vector<S>* v, int64_t columns) {
+__attribute__((always_inline)) inline void combine(Vector<S>* v, int64_t columns) {
   if constexpr (Most > 1) {
     if (columns < Most) return combine<S, Most / 2>(v, columns);
     Vector<S> even[Most / 2], odd[Most / 2];
+#pragma GCC unroll 8
     for (int i = 0; i < Most / 2; ++i) {
       even[i] = v[2 * i];
       odd[i] = v[2 * i + 1];
     }
     combine<S, Most / 2>(even, Most / 2);
     combine<S, Most / 2>(odd, Most / 2);
+#pragma GCC unroll 8
     for (int i = 0; i < Most / 2; ++i)
       join<S>(even[i], odd[i], v[2 * i], v[2 * i + 1], typename MakeLanes<kLanes<S>>::type{});
   }
