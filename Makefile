@@ -45,13 +45,13 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.training_step $(ARGS)
 
 sanitize: $(READY)
-	@PYTHON=$(abspath $(BIN)/python) tools/sanitize.sh
+	@PYTHON="$(CURDIR)/$(BIN)/python" tools/sanitize.sh
 
 wheel: $(READY)
-	@PYTHON=$(abspath $(BIN)/python) tools/check_wheel.sh
+	@PYTHON="$(CURDIR)/$(BIN)/python" TORCH="$(TORCH)" tools/check_wheel.sh
 
 cuda-build: $(READY)
-	@PYTHON=$(PYTHON) CUDA_TORCH=$(CUDA_TORCH) LIBRARY=stib_fast/_cpu.so tools/cuda_build.sh
+	@PYTHON="$(PYTHON)" CUDA_TORCH="$(CUDA_TORCH)" tools/cuda_build.sh
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)

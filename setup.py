@@ -39,9 +39,11 @@ def compiler_version():
 
 
 def cpu_extension():
-    from torch.utils.cpp_extension import CppExtension
+    from torch.utils.cpp_extension import CppExtension, include_paths
 
-    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+    # As system headers, torch's own warnings are not ours.
+    include = [flag for path in include_paths() for flag in ("-isystem", path)]
+    flags = [*include, "-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
     link = []
     if is_set("STIB_FAST_SANITIZE"):
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -7,6 +7,10 @@
 // everybody.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+#error "stib_fast needs GCC 12 or newer, or Clang 14: the kernels use __builtin_shufflevector"
+#endif
+
 #include <cstdlib>
 #include <cstring>
 

@@ -36,14 +36,8 @@ def _load_cpu_library() -> str | None:
     return None
 
 
-def _checked(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")
-    return name
-
-
 cpp_unusable: str | None = _load_cpu_library()
-_choice: str = _checked(os.environ.get("STIB_FAST_BACKEND", "auto"))
+_choice: str = os.environ.get("STIB_FAST_BACKEND", "auto")  # checked at the first call
 _fallback_told = False
 
 
@@ -69,7 +63,9 @@ def backend(name: str) -> Iterator[None]:
     True
     """
     global _choice
-    previous, _choice = _choice, _checked(name)
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")
+    previous, _choice = _choice, name
     try:
         yield
     finally:
@@ -86,6 +82,8 @@ def backend_for(device: torch.device) -> str:
     """
     if _choice == "eager":
         return "eager"
+    if _choice not in NAMES:
+        raise ValueError(f"STIB_FAST_BACKEND must be one of {', '.join(NAMES)}; got {_choice!r}")
     if device.type == "cpu" and cpp_unusable is None:
         return "cpp"
     if _choice == "cpp":

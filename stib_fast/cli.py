@@ -15,6 +15,7 @@ import jsonargparse
 import numpy
 
 from stib_fast import doctor
+from stib_fast.data import read_csv
 from stib_fast.reports import table_of, write_report
 from stib_fast.training import (
     QM9,
@@ -26,10 +27,9 @@ from stib_fast.training import (
     Trained,
     experiment_of,
     load,
+    read_arrays,
     train,
 )
-from stib_fast.training.artificial import read_points
-from stib_fast.training.qm9 import VOCABULARY_FILE
 
 PAPER_CONFIG = Path(__file__).parent / "configs" / "artificial_paper.yaml"
 USER_ERROR = 2
@@ -62,12 +62,10 @@ def _one_line(error: Exception) -> str:
 
 def _parsed(arguments: list[str]) -> jsonargparse.Namespace:
     parser = _parser()
-    if arguments[:2] == ["train", "artificial"]:
-        arguments = [
-            part
-            for argument in arguments
-            for part in (("--config", str(PAPER_CONFIG)) if argument == "--paper" else (argument,))
-        ]
+    if arguments[:2] == ["train", "artificial"] and "--paper" in arguments:
+        # First, so that options typed before it count, too.
+        rest = [argument for argument in arguments[2:] if argument != "--paper"]
+        arguments = [*arguments[:2], "--config", str(PAPER_CONFIG), *rest]
     return parser.instantiate(parser.parse_args(arguments))
 
 
@@ -83,9 +81,10 @@ def _parser() -> jsonargparse.ArgumentParser:
     commands.add_subcommand("train", training)
     experiments = training.add_subcommands(required=True, dest="experiment")
     artificial = _training_command(
-        "The paper's artificial experiment. --paper: the authors' settings (150,000 steps).",
+        "The paper's artificial experiment.",
         ArtificialConfig,
     )
+    artificial.add_argument("--paper", action="store_true", help="start from the authors' settings")
     experiments.add_subcommand(Artificial.name, artificial)
     qm9 = _training_command("C7H10O2 isomers of QM9: SMILES, gap, polarisability.", QM9Config)
     qm9.add_argument(
@@ -109,7 +108,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     embed = _command("Write z0, z1 and the prediction of each row as CSV.")
     embed.add_argument("run", type=str)
     embed.add_argument("file", type=str, help="npz with x, or CSV with SMILES")
-    embed.add_argument("--smiles", type=str, default="smiles", help="column of the SMILES")
+    embed.add_argument("--smiles", type=str, help="column of the SMILES")
     embed.add_argument("-o", "--output", type=str, help="default: FILE with .embedding.csv")
     commands.add_subcommand("embed", embed)
 
@@ -127,7 +126,7 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
     parser = _command(description)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_argument("--run", type=str, help="run folder; default: runs/ and the time")
-    parser.add_class_arguments(config, skip={"path"}, fail_untyped=False)
+    parser.add_class_arguments(config, skip={"data"}, fail_untyped=False)
     return parser
 
 
@@ -149,19 +148,16 @@ def _dispatch(options: jsonargparse.Namespace) -> int:
 def _train(options: jsonargparse.Namespace) -> None:
     name = options.experiment
     chosen = options[name]
-    folder = chosen.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = Run(folder)
     experiment: Artificial | QM9
     if name == Artificial.name:
         experiment = Artificial(ArtificialConfig(chosen.model, chosen.optimisation))
-        run.create(name, experiment.config)
     else:
-        path = str(Path(chosen.data).resolve())
+        data = str(Path(chosen.data).resolve())
         experiment = QM9.from_file(
-            QM9Config(path, chosen.molecules, chosen.model, chosen.optimisation)
+            QM9Config(data, chosen.molecules, chosen.model, chosen.optimisation)
         )
-        run.create(name, experiment.config)
-        experiment.vocabulary.save(run.folder / VOCABULARY_FILE)
+    run = Run(chosen.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run.create(experiment)
     _train_and_report(experiment, run, resume=False)
 
 
@@ -196,10 +192,11 @@ def _embed(options: jsonargparse.Namespace) -> None:
     trained = load(options.run)
     file = Path(options.file)
     if isinstance(trained.experiment, QM9):
-        rows: Any = _smiles_column(file, options.smiles)
+        column = options.smiles or trained.experiment.config.molecules.smiles
+        rows: Any = read_csv(file, column, targets={}).smiles
         predictions = ["gap_ev", "polarisability"]
     else:
-        rows = read_points(file).x
+        (rows,) = read_arrays(file, ("x",))
         predictions = ["y0", "y1"]
     z0, z1 = trained.encode(rows)
     output = Path(options.output) if options.output else file.with_suffix(".embedding.csv")
@@ -214,15 +211,6 @@ def _embed(options: jsonargparse.Namespace) -> None:
         writer.writerow(header)
         writer.writerows([f"{value:.7g}" for value in row] for row in values)
     print(f"{len(values)} rows written to {output}")
-
-
-def _smiles_column(file: Path, column: str) -> list[str]:
-    with file.open(newline="") as lines:
-        reader = csv.DictReader(lines)
-        if column not in (reader.fieldnames or []):
-            found = ", ".join(reader.fieldnames or []) or "none"
-            raise ValueError(f"{file}: no column {column!r}; it has {found}. Name it with --smiles")
-        return [row[column].strip() for row in reader]
 
 
 def _doctor(options: jsonargparse.Namespace) -> None:

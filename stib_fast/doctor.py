@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from importlib.util import find_spec
 from typing import Any
@@ -36,7 +37,7 @@ def report() -> dict[str, Any]:
             "cuda": {"usable": False, "reason": _cuda()},
         },
         "ops": {
-            "gaussian_mi, moments": backends.backend_for(torch.device("cpu")),
+            "gaussian_mi, moments": "cpp" if backends.cpp_unusable is None else "eager",
             "knn_mi": "scipy's k-d tree",
             "smiles": "eager (plain Python)",
         },
@@ -45,6 +46,7 @@ def report() -> dict[str, Any]:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "torch": torch.__version__,
+            "STIB_FAST_BACKEND": os.environ.get("STIB_FAST_BACKEND", "not set"),
             "threads": torch.get_num_threads(),
             "cpu capability (torch)": torch.backends.cpu.get_cpu_capability(),
         },

@@ -169,6 +169,7 @@ class InvarianceCritic(nn.Module):
 
         The term of Eq. (6). z is [B, z_dim], y is [B, y_dim].
         """
+        _check_rows(z, y)
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         features = torch.func.functional_call(self.critic, frozen, (z,))
         with torch.no_grad():
@@ -199,7 +200,21 @@ class InvarianceCritic(nn.Module):
         return loss, mi.detach(), cycle.detach()
 
     def _adversary(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _check_rows(z, y)
         target = self.h(y / self.y_scale)
         mi = F.gaussian_mi(self.critic(z), target)
         cycle = (self.h_inverse(target) * self.y_scale - y).square().sum(1).mean()
         return self.cycle_weight * cycle - mi, mi, cycle
+
+
+def _check_rows(z: Tensor, y: Tensor) -> None:
+    for name, part in (("z", z), ("y", y)):
+        if part.dim() != 2:
+            raise ValueError(
+                f"{name} must have shape [B, columns]; got {tuple(part.shape)}. "
+                f"Reshape one column with {name}[:, None]."
+            )
+    if len(z) != len(y):
+        raise ValueError(
+            f"z has {len(z)} rows but y has {len(y)}; they are samples of one variable"
+        )

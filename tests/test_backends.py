@@ -65,8 +65,11 @@ def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="backend must be one of auto, cpp, eager; got 'gpu'"):
         stib_fast.backend("gpu").__enter__()
     assert (
-        "ValueError: backend must be one of auto, cpp, eager; got 'fast'"
-        in run("import stib_fast", STIB_FAST_BACKEND="fast").stderr
+        "ValueError: STIB_FAST_BACKEND must be one of auto, cpp, eager; got 'fast'"
+        in run(
+            "import torch, stib_fast; x = torch.rand(9, 1); stib_fast.functional.gaussian_mi(x, x)",
+            STIB_FAST_BACKEND="fast",
+        ).stderr
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run(tmp_path_factory):
 def test_train_leaves_a_complete_run_folder(run):
     names = {path.name for path in run.iterdir()}
     assert {
-        "config.yaml", "versions.json", "metrics.csv", "checkpoint.pt", "evaluation.json",
+        "config.yaml", "run.json", "metrics.csv", "checkpoint.pt", "evaluation.json",
         "table.md", "training.png", "latent.png", "tensorboard",
     } <= names  # fmt: skip
     assert set(json.loads((run / "evaluation.json").read_text())) == EVALUATION_KEYS
@@ -47,6 +48,19 @@ def test_table_sets_the_run_beside_the_paper(run, capsys):
     assert "ours: STIB (run)" in out
 
 
+def test_runs_of_one_name_keep_a_row_each(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / run.name)
+    assert main(["table", str(run), str(tmp_path / run.name)]) == 0
+    assert capsys.readouterr().out.count("ours: STIB") == 2
+
+
+def test_a_runs_own_configuration_starts_another(run, tmp_path, capsys):
+    config = str(run / "config.yaml")
+    with pytest.raises(SystemExit):
+        main(["train", "artificial", "--config", config, "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["optimisation"]["steps"] == 20
+
+
 def test_evaluate_prints_json_for_points_of_the_user(run, tmp_path, capsys):
     data = sample(300)
     numpy.savez(tmp_path / "points.npz", x=data.x, y=data.y)
@@ -56,7 +70,7 @@ def test_evaluate_prints_json_for_points_of_the_user(run, tmp_path, capsys):
 
 def test_embed_writes_a_row_a_point(run, tmp_path):
     data = sample(50)
-    numpy.savez(tmp_path / "points.npz", x=data.x, y=data.y)
+    numpy.savez(tmp_path / "points.npz", x=data.x)
     assert main(["embed", str(run), str(tmp_path / "points.npz")]) == 0
     with (tmp_path / "points.embedding.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -78,7 +92,7 @@ def test_qm9_from_training_to_embedding(tmp_path, capsys):
     assert main(["evaluate", str(folder)]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert {"token_accuracy", "string_accuracy", "mae_gap_ev", "mae_polarisability"} <= set(figures)
-    assert main(["embed", str(folder), str(data), "--smiles", "SMILES"]) == 0
+    assert main(["embed", str(folder), str(data)]) == 0
     header = (tmp_path / "molecules.embedding.csv").read_text().splitlines()[0]
     assert header.endswith("z1_3,gap_ev,polarisability")
 
@@ -91,6 +105,28 @@ def test_doctor_explains_every_backend(capsys):
     assert all(state["reason"] for state in backends.values())
     assert main(["doctor"]) == 0
     assert "eager    usable" in capsys.readouterr().out
+
+
+def test_doctor_works_where_the_backend_asked_for_does_not():
+    found = subprocess.run(
+        [sys.executable, "-m", "stib_fast", "doctor"],
+        env=os.environ | {"STIB_FAST_BACKEND": "bogus"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0
+    assert "STIB_FAST_BACKEND: bogus" in found.stdout
+
+
+def test_options_count_on_either_side_of_paper(capsys):
+    for options in (
+        ["--optimisation.steps", "9", "--paper"],
+        ["--paper", "--optimisation.steps=9"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", "artificial", *options, "--print_config"])
+        settings = yaml.safe_load(capsys.readouterr().out)["optimisation"]
+        assert (settings["steps"], settings["batch"]) == (9, 60)
 
 
 def test_the_papers_settings(capsys):
@@ -128,7 +164,16 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_pat
 def test_unusable_files_are_named(run, tmp_path, capsys):
     numpy.savez(tmp_path / "only_x.npz", x=numpy.zeros((5, 2)))
     (tmp_path / "text.npz").write_text("no archive")
-    for name, message in (("only_x.npz", "no array 'y'"), ("text.npz", "not a readable npz")):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "short.npz").write_bytes((tmp_path / "only_x.npz").read_bytes()[:200])
+    numpy.savez(tmp_path / "strings.npz", x=numpy.array([["a", "b"]]), y=numpy.zeros((1, 2)))
+    for name, message in (
+        ("only_x.npz", "no array 'y'"),
+        ("text.npz", "not a readable npz"),
+        ("empty.npz", "not a readable npz"),
+        ("short.npz", "not a readable npz"),
+        ("strings.npz", "array 'x' is <U1 (1, 2), not numbers"),
+    ):
         assert main(["evaluate", str(run), "--data", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
 

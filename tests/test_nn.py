@@ -135,3 +135,13 @@ def test_backend_in_force_at_the_call_does_the_backward() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(value, z)[0], torch.autograd.grad(F.gaussian_mi(z, y), z)[0]
     )
+
+
+def test_one_column_without_its_axis_is_explained() -> None:
+    critic = InvarianceCritic(2, 1, hidden=(4,))
+    z, y = torch.randn(8, 2), torch.randn(8)
+    for call in (critic, critic.encoder_loss, critic.critic_loss):
+        with pytest.raises(ValueError, match=r"y must have shape .*y\[:, None\]"):
+            call(z, y)
+        with pytest.raises(ValueError, match="z has 8 rows but y has 7"):
+            call(z, y[:7, None])

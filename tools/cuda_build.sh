@@ -8,7 +8,6 @@ if [ ! -x .venv-cuda/bin/python ]; then
   "$PYTHON" -m venv .venv-cuda
   .venv-cuda/bin/python -m pip --disable-pip-version-check -q install "$CUDA_TORCH" numpy scipy
 fi
-[ -f "$LIBRARY" ] || { echo "$LIBRARY is not built"; exit 1; }
 PYTHONPATH=. .venv-cuda/bin/python - <<'PYTHON_CODE'
 import torch
 import stib_fast

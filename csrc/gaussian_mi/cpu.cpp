@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <optional>
@@ -64,7 +65,7 @@ const Kernels& kernels() {
 // Scratch of one thread: grows, is kept for the next call, and is freed with its thread.
 void* scratch(int64_t d) {
   struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(void* p) const { std::free(p); }
   };
   thread_local std::unique_ptr<void, Free> buffer;
   thread_local size_t capacity = 0;
@@ -75,7 +76,9 @@ void* scratch(int64_t d) {
   if (capacity < bytes) {
     buffer.reset();
     capacity = 0;
-    buffer.reset(::operator new(bytes, std::align_val_t{64}));
+    void* fresh = nullptr;
+    if (posix_memalign(&fresh, 64, bytes) != 0) throw std::bad_alloc();
+    buffer.reset(fresh);
     capacity = bytes;
   }
   return buffer.get();

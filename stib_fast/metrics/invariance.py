@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from stib_fast.functional import knn_mi
 from stib_fast.metrics.probes import probe_r2
-from stib_fast.ops.knn_mi import knn_mi
 
 ACTIVE_NATS = 0.01
 NEGLIGIBLE_VARIANCE = 1e-12

@@ -14,8 +14,7 @@ from stib_fast.reports.tables import (
     artificial_table,
     qm9_table,
 )
-from stib_fast.training import Artificial, Run, Trained
-from stib_fast.training.artificial import evaluation_points
+from stib_fast.training import Artificial, Run, Trained, evaluation_points
 
 
 def write_report(run: Run, trained: Trained) -> list[Path]:
@@ -46,8 +45,22 @@ def table_of(runs: Sequence[Run]) -> str:
     ValueError
         If the runs are of different experiments, or one is not finished.
     """
-    names = {run.config()["experiment"] for run in runs}
-    if len(names) > 1:
-        raise ValueError(f"the runs are of different experiments ({', '.join(sorted(names))})")
-    results = {f"STIB ({run.folder.name})": run.read_evaluation() for run in runs}
-    return artificial_table(results) if names == {Artificial.name} else qm9_table(results)
+    experiments = {run.experiment() for run in runs}
+    if len(experiments) > 1:
+        raise ValueError(
+            f"the runs are of different experiments ({', '.join(sorted(experiments))})"
+        )
+    names = [run.folder.resolve().name for run in runs]
+    results = {}
+    for run, name in zip(runs, names, strict=True):
+        label = name if names.count(name) == 1 else str(run.folder)
+        figures = run.read_evaluation()
+        results[f"STIB ({label})"] = figures
+        train = {
+            key.removeprefix("train_"): value
+            for key, value in figures.items()
+            if key.startswith("train_")
+        }
+        if train:
+            results[f"on training part ({label})"] = train
+    return artificial_table(results) if experiments == {Artificial.name} else qm9_table(results)

@@ -1,6 +1,12 @@
 """Training: objective, loop, run folders, and the experiments."""
 
-from stib_fast.training.artificial import Artificial, ArtificialConfig, VectorModel
+from stib_fast.training.artificial import (
+    Artificial,
+    ArtificialConfig,
+    VectorModel,
+    evaluation_points,
+    read_arrays,
+)
 from stib_fast.training.loop import Interrupted, train
 from stib_fast.training.objective import Terms, stib_objective
 from stib_fast.training.optimisation import Optimisation
@@ -21,8 +27,10 @@ __all__ = [
     "Terms",
     "Trained",
     "VectorModel",
+    "evaluation_points",
     "experiment_of",
     "load",
+    "read_arrays",
     "stib_objective",
     "train",
 ]

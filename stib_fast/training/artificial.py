@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy
 import torch
@@ -90,6 +92,9 @@ class Artificial:
             raise ValueError(f"x holds NaN or infinity in {int((~x.isfinite()).any(1).sum())} rows")
         return x
 
+    def save_into(self, folder: Path) -> None:
+        """Write nothing: the configuration says it all."""
+
     def measure(self, model: STIB) -> dict[str, Figure]:
         """Measure the figures that are followed along training."""
         data = evaluation_points()
@@ -127,7 +132,19 @@ def evaluation_points() -> Spiral:
 
 
 def read_points(path: Path) -> Spiral:
-    """Read arrays x [n, 2], y [n, 2] and, where it is there, t [n] from an npz file.
+    """Read arrays x [n, 2] and y [n, 2] from an npz file; t is what x says without noise.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a file; the message names the array.
+    """
+    x, y = read_arrays(path, ("x", "y"))
+    return Spiral(x, y, 2 * x[:, 0] + x[:, 1])
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> list[Tensor]:
+    """Read arrays [n, 2] of one length from an npz file, as float32.
 
     Raises
     ------
@@ -137,20 +154,20 @@ def read_points(path: Path) -> Spiral:
     try:
         with numpy.load(path, allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a readable npz file ({error})") from error
-    for name in ("x", "y"):
+    for name in names:
         if name not in content:
             raise ValueError(f"{path}: no array {name!r}; it has {', '.join(content) or 'none'}")
-        shape = content[name].shape
-        if len(shape) != 2 or shape[1] != 2 or len(content[name]) != len(content["x"]):
-            raise ValueError(f"{path}: array {name!r} has shape {shape}, not [n, 2] like x")
-        if not numpy.isfinite(content[name]).all():
+        array, first = content[name], content[names[0]]
+        if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{path}: array {name!r} is {array.dtype} {array.shape}, not numbers [n, 2]"
+            )
+        if len(array) != len(first):
+            raise ValueError(f"{path}: array {name!r} has {len(array)} rows, not {len(first)}")
+        if not numpy.isfinite(array).all():
             raise ValueError(f"{path}: array {name!r} holds NaN or infinity")
-    x, y = (torch.as_tensor(content[name], dtype=torch.float32) for name in ("x", "y"))
-    t = (
-        torch.as_tensor(content["t"], dtype=torch.float32)
-        if "t" in content
-        else 2 * x[:, 0] + x[:, 1]
-    )
-    return Spiral(x, y, t)
+    return [torch.as_tensor(content[name], dtype=torch.float32) for name in names]

@@ -23,6 +23,10 @@ from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure, MetricsFile, Run
 
 CHECKPOINT_SECONDS = 30.0
+DIVERGED = (
+    "lower optimisation.learning_rate or optimisation.invariance_weight; "
+    "the last checkpoint is kept"
+)
 TERMS = ("lambda", "learning_rate", "kl", "x", "y", "mi", "cycle")
 
 
@@ -77,27 +81,28 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     Interrupted
         On Ctrl-C or SIGTERM, after the step in progress and its checkpoint.
     ValueError
-        If the loss is no longer finite; the last checkpoint stays.
+        If the loss or a weight is no longer finite; the last checkpoint stays.
     """
     settings = experiment.optimisation
     torch.manual_seed(settings.seed)
     model, stream = experiment.model(), experiment.stream()
     optimiser = adam(model, settings.learning_rate)
-    first, seconds = 0, 0.0
+    first = 0
     if resume:
         state = load_checkpoint(run.checkpoint)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         stream.load_state_dict(state["stream"])
         torch.set_rng_state(state["rng"])
-        first, seconds = state["step"], state["seconds"]
+        first = state["step"]
 
     def checkpoint(step: int) -> None:
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise ValueError(f"a weight is not finite after step {step}: {DIVERGED}")
         save_checkpoint(
             run.checkpoint,
             {
                 "step": step,
-                "seconds": seconds + time.perf_counter() - started - measuring,
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "stream": stream.state_dict(),
@@ -108,8 +113,7 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     log_every = max(1, settings.steps // 100)
     evaluation_steps = set(settings.evaluation_steps())
     writer = _Writer(run, experiment.figures, first)
-    started = saved = time.perf_counter()
-    measuring = 0.0
+    saved = time.perf_counter()
     bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None)
     with contextlib.closing(writer), contextlib.closing(bar), _interrupts() as interrupted:
         for step in range(first + 1, settings.steps + 1):
@@ -118,9 +122,7 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
             if step % log_every == 0 or step in evaluation_steps:
                 values = _values(terms, settings, step)
                 if step in evaluation_steps:
-                    begun = time.perf_counter()
                     values |= _measured(experiment, model)
-                    measuring += time.perf_counter() - begun
                 writer.write(step, values)
                 bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if k in ("x", "y", "mi")})
             due = time.perf_counter() - saved > CHECKPOINT_SECONDS
@@ -134,10 +136,7 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
 
 def _values(terms: Terms, settings: Optimisation, step: int) -> dict[str, Figure]:
     if not math.isfinite(terms.loss.item()):
-        raise ValueError(
-            f"the loss is {terms.loss.item()} at step {step}: lower optimisation.learning_rate or "
-            "optimisation.invariance_weight; the last checkpoint is kept"
-        )
+        raise ValueError(f"the loss is {terms.loss.item()} at step {step}: {DIVERGED}")
     return {
         "lambda": settings.lambda_at(step - 1),
         "learning_rate": settings.learning_rate_at(step - 1),
@@ -159,7 +158,7 @@ class _Writer:
 
     def __init__(self, run: Run, figures: tuple[str, ...], first: int) -> None:
         self._csv = MetricsFile(run.metrics, [*TERMS, *figures], upto=first)
-        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=first or None)
+        self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=first + 1)
 
     def write(self, step: int, values: Mapping[str, Figure]) -> None:
         self._csv.write(step, values)

@@ -31,9 +31,11 @@ def stib_objective(
 
     with the KL divergence from N(0, 1) for I(X; Z) and the decoder's and predictor's losses for the
     negative mutual informations. The critic and the bijection descend Eq. (7) with the bijection's
-    loss, −I(Z₀; Y) + β ‖h⁻¹(h(Y)) − Y‖². The critic sees the same draw of Z₀ in both, so one pass
-    with the sign of I's gradient reversed between critic and encoder gives the gradients of both
-    (`stib_fast.nn.InvarianceCritic`).
+    loss, −I(Z₀; Y) + β ‖h⁻¹(h(Y)) − Y‖². L2 uses L1's draw of Z₀ and L1 leaves the critic alone:
+    taking both steps at once is then the same as taking one after the other, and one pass with the
+    sign of I's gradient reversed between critic and encoder gives both gradients
+    (`stib_fast.nn.InvarianceCritic`). The authors' code differs in one thing: it encodes the batch
+    anew, with new noise, between the two steps.
 
     Parameters
     ----------

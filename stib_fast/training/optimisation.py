@@ -66,6 +66,8 @@ class Optimisation:
         for name in ("learning_rate", "lambda_start", "lambda_growth", "lambda_max"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be positive or None; got {self.gradient_clip}")
         for name in ("learning_rate_end", "warmup", "invariance_weight", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")

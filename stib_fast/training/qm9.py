@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
 
 VOCABULARY_FILE = "vocabulary.json"
+DIGEST_FILE = "data.sha256"
 TRAINING_SAMPLE = 600  # training molecules that are measured beside the held-out ones
+CHUNK = 1024  # molecules that are measured at once
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ class SmilesModel:
 
 @dataclass(frozen=True)
 class QM9Config:
-    """Configuration of the QM9 experiment."""
+    """Configuration of the QM9 experiment; `data` is the file of the molecules."""
 
-    path: str
+    data: str
     molecules: MoleculeData = field(default_factory=MoleculeData)
     model: SmilesModel = field(default_factory=SmilesModel)
     optimisation: Optimisation = field(
@@ -124,6 +127,27 @@ class QM9:
             longest = int(tokenizer.encode(table.smiles).lengths.max())
             config = replace(config, molecules=replace(config.molecules, max_length=longest))
         return cls(config, vocabulary, table)
+
+    @classmethod
+    def from_run(cls, config: QM9Config, folder: Path, *, with_data: bool) -> QM9:
+        """Build the experiment of a run folder again, with its molecules or without.
+
+        Raises
+        ------
+        ValueError
+            If the file of the molecules is no longer the one of the run.
+        """
+        vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
+        if not with_data:
+            return cls(config, vocabulary)
+        if digest(config.data) != (folder / DIGEST_FILE).read_text().strip():
+            raise ValueError(f"{config.data} has changed since the run in {folder} began")
+        return cls(config, vocabulary, read_molecules(config))
+
+    def save_into(self, folder: Path) -> None:
+        """Write the vocabulary and the digest of the molecules' file beside the configuration."""
+        self.vocabulary.save(folder / VOCABULARY_FILE)
+        (folder / DIGEST_FILE).write_text(digest(self.config.data) + "\n")
 
     @property
     def optimisation(self) -> Optimisation:
@@ -209,22 +233,26 @@ class QM9:
         if path is None:
             data = self.encoded
             fit = self._fit(model, data.held_out_rows)
-            train = self._fit(model, data.train_rows[:TRAINING_SAMPLE])
+            order = torch.randperm(
+                len(data.train_rows), generator=torch.Generator().manual_seed(TRAINING_SAMPLE)
+            )
+            train = self._fit(model, data.train_rows[order[:TRAINING_SAMPLE]])
             fit |= {f"train_{name}": value for name, value in train.items()}
         else:
-            table = read_molecules(replace(self.config, path=str(path)))
+            table = read_molecules(replace(self.config, data=str(path)))
             other = QM9(self.config, self.vocabulary, table)
             data = other.encoded
             fit = other._fit(model, torch.arange(len(data.ids)))
-        z0 = torch.cat([model.encode(ids).z0 for ids in data.ids.split(1024)])
+        z0 = torch.cat([model.encode(ids).z0 for ids in data.ids.split(CHUNK)])
         standardised = model.targets.transform(data.targets.float())
         return {**fit, **invariance(z0, model.log_sigma[: model.z0_dim], standardised)}
 
     def _fit(self, model: STIB, rows: Tensor) -> dict[str, Figure]:
         data = self.encoded
         ids, targets = data.ids[rows], data.targets[rows]
-        written = model.reconstruct(ids)
-        predicted = model.targets.inverse(model.predict(ids)).double()
+        written = torch.cat([model.reconstruct(part) for part in ids.split(CHUNK)])
+        predicted = torch.cat([model.predict(part) for part in ids.split(CHUNK)])
+        predicted = model.targets.inverse(predicted).double()
         return {
             "token_accuracy": token_accuracy(written, ids, self.vocabulary.pad_id),
             "string_accuracy": string_accuracy(written, ids, self.vocabulary.pad_id),
@@ -251,4 +279,13 @@ class _Molecules:
 def read_molecules(config: QM9Config) -> MoleculeTable:
     """Read the molecules that a configuration names."""
     data = config.molecules
-    return read_qm9(config.path, data.gap, data.polarisability, data.smiles, data.gap_unit)
+    return read_qm9(config.data, data.gap, data.polarisability, data.smiles, data.gap_unit)
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

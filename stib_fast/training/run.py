@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import torch
 import yaml
 
 import stib_fast
-from stib_fast.backends import backend_for
+from stib_fast import backends
 
 Figure = float | int | None
+
+
+class Recorded(Protocol):
+    """An experiment as a run folder records it."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """A dataclass of dataclasses, numbers, strings and tuples."""
+        ...
+
+    def save_into(self, folder: Path) -> None:
+        """Write what else is needed to load the model."""
+        ...
 
 
 class Run:
     """A folder that holds all there is to know of a training run.
 
-    ``config.yaml``, ``versions.json``, ``metrics.csv``, ``checkpoint.pt``, ``evaluation.json``,
-    ``tensorboard/`` and whatever the experiment adds.
+    ``config.yaml``, ``run.json`` (the experiment and the versions of everything), ``metrics.csv``,
+    ``checkpoint.pt``, ``evaluation.json``, ``tensorboard/`` and whatever the experiment adds.
 
     Parameters
     ----------
@@ -40,8 +60,8 @@ class Run:
         self.tensorboard = self.folder / "tensorboard"
         self._config = self.folder / "config.yaml"
 
-    def create(self, experiment: str, config: Any) -> None:
-        """Make the folder of a new run of `config`, a dataclass.
+    def create(self, experiment: Recorded) -> None:
+        """Make the folder of a new run.
 
         Raises
         ------
@@ -53,10 +73,23 @@ class Run:
                 f"{self.folder} is not empty: continue that run with `stib resume {self.folder}` "
                 "or name another folder with --run"
             )
+        content = json.dumps({"experiment": experiment.name, **_versions()}, indent=2)
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"experiment": experiment, **_plain(asdict(config))}
-        self._config.write_text(yaml.safe_dump(content, sort_keys=False))
-        self._write_json("versions.json", _versions())
+        write_text(self.folder / "run.json", content + "\n")
+        experiment.save_into(self.folder)
+        # Last: a folder without it is no run.
+        write_text(self._config, yaml.safe_dump(_plain(asdict(experiment.config)), sort_keys=False))
+
+    def experiment(self) -> str:
+        """Read the name of the experiment.
+
+        Raises
+        ------
+        ValueError
+            If the folder is no run.
+        """
+        self.config()
+        return json.loads((self.folder / "run.json").read_text())["experiment"]
 
     def config(self) -> dict[str, Any]:
         """Read the configuration.
@@ -64,18 +97,18 @@ class Run:
         Raises
         ------
         ValueError
-            If the folder is no run.
+            If the folder is no run, or the file is damaged.
         """
         if not self._config.is_file():
             raise ValueError(f"{self.folder} is not a run folder: it has no config.yaml")
-        content = yaml.safe_load(self._config.read_text())
-        if not isinstance(content, dict) or "experiment" not in content:
-            raise ValueError(f"{self._config} does not name its experiment")
-        return content
+        try:
+            return dict(yaml.safe_load(self._config.read_text()))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._config} is damaged: {error}") from error
 
     def write_evaluation(self, figures: Mapping[str, Figure]) -> None:
         """Keep the figures of the trained model."""
-        self._write_json(self.evaluation.name, figures)
+        write_text(self.evaluation, json.dumps(figures, indent=2) + "\n")
 
     def read_evaluation(self) -> dict[str, Figure]:
         """Read the figures of the trained model.
@@ -91,8 +124,12 @@ class Run:
             )
         return json.loads(self.evaluation.read_text())
 
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there: never half a file."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 class MetricsFile:
@@ -113,11 +150,13 @@ class MetricsFile:
         if path.exists():
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= upto]
-        self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, self.columns)
+        text = io.StringIO(newline="")
+        self._writer = csv.DictWriter(text, self.columns)
         self._writer.writeheader()
         self._writer.writerows(kept)
-        self._file.flush()
+        write_text(path, text.getvalue())
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, self.columns)
 
     def write(self, step: int, values: Mapping[str, Figure]) -> None:
         """Append a row."""
@@ -141,7 +180,8 @@ def _plain(value: Any) -> Any:
 def _versions() -> dict[str, str | int]:
     return {
         "stib_fast": stib_fast.__version__,
-        "backend": backend_for(torch.device("cpu")),
+        "backend": "cpp" if backends.cpp_unusable is None else "eager",
+        "STIB_FAST_BACKEND": os.environ.get("STIB_FAST_BACKEND", "auto"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,

@@ -10,11 +10,10 @@ import jsonargparse
 import torch
 from torch import Tensor
 
-from stib_fast.chem import Vocabulary
 from stib_fast.models import STIB, Latent
 from stib_fast.training.artificial import Artificial, ArtificialConfig
 from stib_fast.training.checkpoint import load_checkpoint
-from stib_fast.training.qm9 import QM9, VOCABULARY_FILE, QM9Config, read_molecules
+from stib_fast.training.qm9 import QM9, QM9Config
 from stib_fast.training.run import Run
 
 
@@ -70,14 +69,12 @@ def config_from(kind: type, content: dict[str, Any]) -> Any:
 
 def experiment_of(run: Run, *, with_data: bool) -> Artificial | QM9:
     """The experiment of a run folder; `with_data` reads the molecules again."""
-    content = run.config()
-    name = content.pop("experiment")
+    name, content = run.experiment(), run.config()
     if name == Artificial.name:
         return Artificial(config_from(ArtificialConfig, content))
     if name == QM9.name:
         config = config_from(QM9Config, content)
-        vocabulary = Vocabulary.load(run.folder / VOCABULARY_FILE)
-        return QM9(config, vocabulary, read_molecules(config) if with_data else None)
+        return QM9.from_run(config, run.folder, with_data=with_data)
     raise ValueError(f"{run.folder}: unknown experiment {name!r}")
 
 

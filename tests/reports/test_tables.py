@@ -47,12 +47,12 @@ def test_artificial_rows() -> None:
 
 def test_qm9_rows() -> None:
     table = rows(qm9_table({"run 1": {"token_accuracy": 0.9876, "mae_gap_ev": math.nan}}))
-    assert table["paper: VAE"][:4] == ["0.98", "0.28", "0.75", "1.54"]
-    assert table["paper: STIB w/o adv."][:4] == ["0.98", "0.28", "0.70", "0.66"]
-    assert table["paper: CVIB"][:4] == ["0.76", "–", "–", "0.03"]
-    assert table["paper: STIB"][:4] == ["0.98", "0.27", "0.77", "0.09"]
-    assert table["paper: CVAE"][:4] == ["0.91", "–", "–", "0.56"]
-    assert table["ours: run 1"][:4] == ["0.988", "NaN", "–", "–"]
+    assert table["paper: VAE"][:5] == ["0.98", "–", "0.28", "0.75", "1.54"]
+    assert table["paper: STIB w/o adv."][:5] == ["0.98", "–", "0.28", "0.70", "0.66"]
+    assert table["paper: CVIB"][:5] == ["0.76", "–", "–", "–", "0.03"]
+    assert table["paper: STIB"][:5] == ["0.98", "–", "0.27", "0.77", "0.09"]
+    assert table["paper: CVAE"][:5] == ["0.91", "–", "–", "–", "0.56"]
+    assert table["ours: run 1"][:5] == ["0.988", "–", "NaN", "–", "–"]
     assert "limit" not in table
 
 
