@@ -239,7 +239,14 @@ def figure_of(rows: Sequence[harness.Row], spent: dict[str, dict[str, float]]) -
     left, right = figure.subplots(1, 2)
     for provider in PROVIDERS:
         chosen = [row for row in rows if row["provider"] == provider]
-        left.plot([case(row) for row in chosen], [row["ms"] for row in chosen], "o", label=provider)
+        left.plot(
+            [case(row) for row in chosen],
+            [row["ms"] for row in chosen],
+            "_",
+            ms=14,
+            mew=2.5,
+            label=provider,
+        )
     left.set_yscale("log")
     left.set_ylabel("training step, ms (median)")
     left.tick_params(axis="x", labelrotation=30)
@@ -252,7 +259,7 @@ def figure_of(rows: Sequence[harness.Row], spent: dict[str, dict[str, float]]) -
         bottom = {name: b + s for (name, b), s in zip(bottom.items(), shares, strict=True)}
     right.set_ylabel("share of our step, %")
     right.tick_params(axis="x", labelrotation=30)
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
