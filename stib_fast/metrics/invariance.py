@@ -69,10 +69,7 @@ def invariance(
     _check(mu, log_sigma, y)
     mu = mu.detach().cpu().double()
     log_sigma = log_sigma.detach().cpu().double().expand_as(mu)
-    noise = torch.randn(
-        mu.shape, generator=torch.Generator().manual_seed(NOISE_SEED + seed), dtype=mu.dtype
-    )
-    z0 = mu + log_sigma.exp() * noise
+    z0 = posterior_draw(mu, log_sigma, seed)
     active = _kl_per_unit(mu, log_sigma) > ACTIVE_NATS
     figures: dict[str, float | int | None] = {
         "mi_bits": _mi_bits(mu, y, k, seed),
@@ -88,6 +85,28 @@ def invariance(
         figures["mi_bits_whitened_active"] = _mi_bits(active_mu, y, k, seed)
         figures["probe_r2_active"] = probe_r2(active_mu, y, seed=seed) if active_mu.numel() else 0.0
     return figures
+
+
+def posterior_draw(mu: Tensor, log_sigma: Tensor, seed: int = 0) -> Tensor:
+    """Draw from N(mu, sigma²), always the same draw for a seed: [n, d] float64 on the CPU.
+
+    Parameters
+    ----------
+    mu : Tensor
+        [n, d].
+    log_sigma : Tensor
+        [d] or [n, d].
+    seed : int
+
+    Examples
+    --------
+    >>> draw = posterior_draw(torch.zeros(10_000, 1), torch.tensor([-1.0]))
+    >>> abs(draw.std().log().item() + 1) < 0.05
+    True
+    """
+    generator = torch.Generator().manual_seed(NOISE_SEED + seed)
+    noise = torch.randn(mu.shape, generator=generator, dtype=torch.float64)
+    return mu.detach().cpu() + log_sigma.detach().cpu().double().exp() * noise
 
 
 def _check(mu: Tensor, log_sigma: Tensor, y: Tensor) -> None:

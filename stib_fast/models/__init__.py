@@ -1,4 +1,4 @@
-"""Models."""
+"""STIB and the networks it is made of."""
 
 from stib_fast.models.blocks import ScaledMLP, VectorDecoder, kl_per_dimension
 from stib_fast.models.smiles import SmilesDecoder, SmilesEncoder

@@ -175,3 +175,13 @@ def test_a_short_training_learns(tmp_path):
     assert figures["mae_x"] < 0.5
     assert figures["mae_y"] < 1.5
     assert figures["mi_bits"] < 0.5
+
+
+def test_the_figures_along_training_are_those_of_the_evaluation(tmp_path):
+    experiment = Artificial(SMALL)
+    model = train(Quick(SMALL), new_run(tmp_path / "run"))
+    with torch.no_grad():
+        along = experiment.measure(model)
+    final = experiment.evaluate(model)
+    # The means meet the estimator as float32 here and as float64 there.
+    assert along == pytest.approx({name: final[name] for name in along}, abs=1e-4)
