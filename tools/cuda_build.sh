@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ ! -x .venv-cuda/bin/python ]; then
   "$PYTHON" -m venv .venv-cuda
-  .venv-cuda/bin/python -m pip --disable-pip-version-check -q install "$CUDA_TORCH" numpy scipy
+  .venv-cuda/bin/python -m pip --disable-pip-version-check -q install "$CUDA_TORCH" numpy scipy \
+    2> .venv-cuda/pip.log || { cat .venv-cuda/pip.log; exit 1; }
 fi
 PYTHONPATH=. .venv-cuda/bin/python - <<'PYTHON_CODE'
 import torch
