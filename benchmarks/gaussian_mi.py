@@ -125,12 +125,12 @@ class Empty(torch.autograd.Function):
     """What no `autograd.Function` of two inputs and one output can go below."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(z, y)
         return z.new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         z, y = ctx.saved_tensors
         return torch.empty_like(z), torch.empty_like(y)
 

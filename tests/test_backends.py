@@ -17,9 +17,7 @@ from stib_fast import backends
 from stib_fast import functional as F
 
 PACKAGE = Path(stib_fast.__file__).parent
-needs_library = pytest.mark.skipif(
-    os.environ.get("STIB_FAST_SKIP_EXT", "") not in ("", "0"), reason="built without the library"
-)
+needs_library = pytest.mark.usefixtures("library")
 
 
 def run(code: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stib_fast.backends import cpp_unusable
-
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are not installed
 from benchmarks import gaussian_mi, harness
 
-needs_library = pytest.mark.skipif(cpp_unusable is not None, reason=str(cpp_unusable))
+needs_library = pytest.mark.usefixtures("library")
 SHAPE = gaussian_mi.Shape(200, 3, 2)
 MACHINE = harness.Machine(bandwidth=1e9, multiply_adds={torch.float32: 4e9, torch.float64: 2e9})
 SMALL = ("ours", "ours fast", "careful float64 eager", "careful float32 eager", "naive eager")

@@ -784,7 +784,7 @@ def test_function_transforms_need_the_eager_backend(backend: str) -> None:
 # ---- the registered op and torch.compile -------------------------------------------------------
 
 
-@pytest.mark.skipif(stib_fast.backends.cpp_unusable is not None, reason="ops are compiled code")
+@pytest.mark.usefixtures("library")
 class TestOp:
     op = torch.ops.stib_fast.gaussian_mi.default
     backward = torch.ops.stib_fast.gaussian_mi_backward.default
