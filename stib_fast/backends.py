@@ -1,8 +1,9 @@
 """Which implementation of an op runs: the choice, what is usable here, and why the rest is not.
 
-Three backends have names: ``cpp`` (the compiled CPU library), ``eager`` (plain PyTorch, the same
-accuracy, any device) and ``auto`` (the default: the fastest usable one). The choice is plain module
-state, read once in each call before autograd records a node, so that forward and backward agree.
+The backends are ``cpp`` (compiled for the CPU), ``triton`` (for a GPU; on the CPU under Triton's
+interpreter) and ``eager`` (plain PyTorch, the same accuracy, any device); ``auto``, the default,
+takes the fastest usable one. The choice is plain module state, read once in each call before
+autograd records a node, so that forward and backward agree.
 """
 
 from __future__ import annotations
@@ -10,25 +11,31 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-NAMES = ("auto", "cpp", "eager")
+NAMES = ("auto", "cpp", "triton", "eager")
 PACKAGE = Path(__file__).parent
 
 # Every op's schema is defined in Python on this library; compiled code only implements them.
 LIBRARY = torch.library.Library("stib_fast", "FRAGMENT")
 
 
-def _load_cpu_library() -> str | None:
-    """Load the compiled CPU kernels; the reason where that is not possible."""
-    path = PACKAGE / "_cpu.so"
+def reason_not_built(part: str) -> str:
+    """Tell why a compiled part (``cpp``, ``smiles``, ``cuda``) is not there, as the build noted."""
+    record = PACKAGE / "_build.json"
+    reason = json.loads(record.read_text()).get(part) if record.exists() else None
+    return "not built" if reason in (None, "built") else reason
+
+
+def _load_library(part: str, path: Path) -> str | None:
+    """Load a library of compiled kernels; the reason where that is not possible."""
     if not path.exists():
-        record = PACKAGE / "_build.json"
-        return json.loads(record.read_text())["cpp"] if record.exists() else "not built"
+        return reason_not_built(part)
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -36,7 +43,10 @@ def _load_cpu_library() -> str | None:
     return None
 
 
-cpp_unusable: str | None = _load_cpu_library()
+cpp_unusable: str | None = _load_library("cpp", PACKAGE / "_cpu.so")
+cuda_unusable: str | None = _load_library("cuda", PACKAGE / "_cuda.so")
+TRITON_INSTALLED = find_spec("triton") is not None
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _choice: str = os.environ.get("STIB_FAST_BACKEND", "auto")  # checked at the first call
 _fallback_told = False
 
@@ -49,9 +59,9 @@ def backend(name: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name : {"auto", "cpp", "eager"}
+    name : {"auto", "cpp", "triton", "eager"}
         A backend asked for by name raises where it is not usable; ``"auto"`` falls back to eager
-        and says so once.
+        and says so once. An op that has no such backend at all chooses as under ``"auto"``.
 
     Examples
     --------
@@ -72,8 +82,14 @@ def backend(name: str) -> Iterator[None]:
         _choice = previous
 
 
-def backend_for(device: torch.device) -> str:
-    """Name the backend, ``"cpp"`` or ``"eager"``, that a call on `device` runs on.
+def backend_for(device: torch.device, offered: Collection[str] = ("cpp",)) -> str:
+    """Name the backend that a call on `device` runs on: ``"eager"`` or one of those `offered`.
+
+    Parameters
+    ----------
+    device : torch.device
+    offered : collection of str
+        The op's backends beside eager, the preferred first.
 
     Raises
     ------
@@ -84,14 +100,34 @@ def backend_for(device: torch.device) -> str:
         return "eager"
     if _choice not in NAMES:
         raise ValueError(f"STIB_FAST_BACKEND must be one of {', '.join(NAMES)}; got {_choice!r}")
-    if device.type == "cpu" and cpp_unusable is None:
-        return "cpp"
-    if _choice == "cpp":
-        reason = cpp_unusable if device.type == "cpu" else f"it runs on the CPU, not on {device}"
-        raise RuntimeError(f"backend 'cpp' is not usable: {reason}. `stib doctor` tells more.")
-    if device.type == "cpu" and not _fallback_told and not torch.compiler.is_compiling():
+    if _choice in offered:
+        reason = unusable(_choice, device)
+        if reason is not None:
+            raise RuntimeError(
+                f"backend {_choice!r} is not usable: {reason}. `stib doctor` tells more."
+            )
+        return _choice
+    for name in offered:
+        # Triton's interpreter is for tests: on the CPU it runs only where it is asked for.
+        if unusable(name, device) is None and (name, device.type) != ("triton", "cpu"):
+            return name
+    compiled = "cpp" in offered and device.type == "cpu"
+    if compiled and not _fallback_told and not torch.compiler.is_compiling():
         _tell_fallback()
     return "eager"
+
+
+def unusable(name: str, device: torch.device) -> str | None:
+    """Tell why ``"cpp"`` or ``"triton"`` cannot run on `device`; None where it can."""
+    if name == "cpp":
+        return cpp_unusable if device.type == "cpu" else f"it runs on the CPU, not on {device}"
+    if not TRITON_INSTALLED:
+        return "triton is not installed (pip install triton)"
+    if device.type == "cpu" and not INTERPRETING:
+        return "it runs on a GPU; on the CPU only under TRITON_INTERPRET=1, for tests"
+    if device.type not in ("cpu", "cuda"):
+        return f"it runs on a GPU of NVIDIA or AMD, not on {device}"
+    return None
 
 
 def _tell_fallback() -> None:

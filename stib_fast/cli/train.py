@@ -1,0 +1,95 @@
+"""``stib train`` and ``stib resume``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jsonargparse
+
+from stib_fast.cli.parsers import Commands, command
+from stib_fast.reports import table_of, write_report
+from stib_fast.training import (
+    QM9,
+    Artificial,
+    ArtificialConfig,
+    Interrupted,
+    QM9Config,
+    Run,
+    Trained,
+    experiment_of,
+    train,
+)
+
+PAPER_CONFIG = Path(__file__).parents[1] / "configs" / "artificial_paper.yaml"
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands."""
+    training = command("Train a model in a run folder.")
+    commands.add_subcommand("train", training)
+    experiments = training.add_subcommands(required=True, dest="experiment")
+    artificial = _training_command("The paper's artificial experiment.", ArtificialConfig)
+    artificial.add_argument("--paper", action="store_true", help="start from the authors' settings")
+    experiments.add_subcommand(Artificial.name, artificial)
+    qm9 = _training_command("C7H10O2 isomers of QM9: SMILES, gap, polarisability.", QM9Config)
+    qm9.add_argument(
+        "--data", type=str, required=True, help="CSV file, or the official .xyz.tar.bz2"
+    )
+    experiments.add_subcommand(QM9.name, qm9)
+
+    resume = command("Continue a run that was stopped.")
+    resume.add_argument("run", type=str)
+    commands.add_subcommand("resume", resume)
+
+
+def with_paper_config(arguments: list[str]) -> list[str]:
+    """Turn ``--paper`` into its configuration file, first, so that typed options count, too."""
+    if arguments[:2] != ["train", "artificial"] or "--paper" not in arguments:
+        return arguments
+    rest = [argument for argument in arguments[2:] if argument != "--paper"]
+    return [*arguments[:2], "--config", str(PAPER_CONFIG), *rest]
+
+
+def _training_command(description: str, config: type) -> jsonargparse.ArgumentParser:
+    parser = command(description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    parser.add_argument("--run", type=str, help="run folder; default: runs/ and the time")
+    parser.add_class_arguments(config, skip={"data"}, fail_untyped=False)
+    return parser
+
+
+def _train(options: jsonargparse.Namespace) -> None:
+    name = options.experiment
+    chosen = options[name]
+    experiment: Artificial | QM9
+    if name == Artificial.name:
+        experiment = Artificial(ArtificialConfig(chosen.model, chosen.optimisation))
+    else:
+        data = str(Path(chosen.data).resolve())
+        experiment = QM9.from_file(
+            QM9Config(data, chosen.molecules, chosen.model, chosen.optimisation)
+        )
+    run = Run(chosen.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run.create(experiment)
+    _train_and_report(experiment, run, resume=False)
+
+
+def _resume(options: jsonargparse.Namespace) -> None:
+    run = Run(options.run)
+    experiment = experiment_of(run, with_data=True)
+    _train_and_report(experiment, run, resume=run.checkpoint.exists())
+
+
+def _train_and_report(experiment: Artificial | QM9, run: Run, *, resume: bool) -> None:
+    try:
+        model = train(experiment, run, resume=resume)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; continue with `stib resume {run.folder}`") from stop
+    run.write_evaluation(experiment.evaluate(model))
+    written = write_report(run, Trained(model, experiment))
+    print(table_of([run]))
+    print("written: " + ", ".join(str(path) for path in written))
+
+
+HANDLERS = {"train": _train, "resume": _resume}
