@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent
 BUILD_INFO = ROOT / "stib_fast" / "_build.json"
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 SOURCES = {
-    "cpp": ["csrc/gaussian_mi/cpu.cpp"],
+    "cpp": ["csrc/gaussian_mi/cpu.cpp", "csrc/one_hot/cpu.cpp", "csrc/one_hot_conv1d/cpu.cpp"],
     "smiles": ["csrc/smiles/module.cpp"],
     "cuda": ["csrc/smiles/cuda.cu"],
 }

@@ -43,8 +43,20 @@ def _load_library(part: str, path: Path) -> str | None:
     return None
 
 
+def _import_smiles() -> str | None:
+    """Import the compiled tokeniser; the reason where that is not possible."""
+    try:
+        import stib_fast._smiles  # noqa: F401
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            return reason_not_built("smiles")
+        return f"it does not load: {error}"
+    return None
+
+
 cpp_unusable: str | None = _load_library("cpp", PACKAGE / "_cpu.so")
 cuda_unusable: str | None = _load_library("cuda", PACKAGE / "_cuda.so")
+smiles_unusable: str | None = _import_smiles()
 TRITON_INSTALLED = find_spec("triton") is not None
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _choice: str = os.environ.get("STIB_FAST_BACKEND", "auto")  # checked at the first call
@@ -82,7 +94,9 @@ def backend(name: str) -> Iterator[None]:
         _choice = previous
 
 
-def backend_for(device: torch.device, offered: Collection[str] = ("cpp",)) -> str:
+def backend_for(
+    device: torch.device, offered: Collection[str] = ("cpp",), part: str = "cpp"
+) -> str:
     """Name the backend that a call on `device` runs on: ``"eager"`` or one of those `offered`.
 
     Parameters
@@ -90,6 +104,8 @@ def backend_for(device: torch.device, offered: Collection[str] = ("cpp",)) -> st
     device : torch.device
     offered : collection of str
         The op's backends beside eager, the preferred first.
+    part : {"cpp", "smiles"}
+        The compiled part that holds the op's ``cpp`` backend.
 
     Raises
     ------
@@ -101,7 +117,7 @@ def backend_for(device: torch.device, offered: Collection[str] = ("cpp",)) -> st
     if _choice not in NAMES:
         raise ValueError(f"STIB_FAST_BACKEND must be one of {', '.join(NAMES)}; got {_choice!r}")
     if _choice in offered:
-        reason = unusable(_choice, device)
+        reason = unusable(_choice, device, part)
         if reason is not None:
             raise RuntimeError(
                 f"backend {_choice!r} is not usable: {reason}. `stib doctor` tells more."
@@ -109,18 +125,20 @@ def backend_for(device: torch.device, offered: Collection[str] = ("cpp",)) -> st
         return _choice
     for name in offered:
         # Triton's interpreter is for tests: on the CPU it runs only where it is asked for.
-        if unusable(name, device) is None and (name, device.type) != ("triton", "cpu"):
+        if unusable(name, device, part) is None and (name, device.type) != ("triton", "cpu"):
             return name
     compiled = "cpp" in offered and device.type == "cpu"
     if compiled and not _fallback_told and not torch.compiler.is_compiling():
-        _tell_fallback()
+        _tell_fallback(part)
     return "eager"
 
 
-def unusable(name: str, device: torch.device) -> str | None:
+def unusable(name: str, device: torch.device, part: str = "cpp") -> str | None:
     """Tell why ``"cpp"`` or ``"triton"`` cannot run on `device`; None where it can."""
     if name == "cpp":
-        return cpp_unusable if device.type == "cpu" else f"it runs on the CPU, not on {device}"
+        if device.type != "cpu":
+            return f"it runs on the CPU, not on {device}"
+        return smiles_unusable if part == "smiles" else cpp_unusable
     if not TRITON_INSTALLED:
         return "triton is not installed (pip install triton)"
     if device.type == "cpu" and not INTERPRETING:
@@ -130,11 +148,12 @@ def unusable(name: str, device: torch.device) -> str | None:
     return None
 
 
-def _tell_fallback() -> None:
+def _tell_fallback(part: str) -> None:
     global _fallback_told
     _fallback_told = True
     warnings.warn(
-        f"stib_fast runs on eager PyTorch: the C++ library is {cpp_unusable}. "
+        f"stib_fast runs on eager PyTorch: the C++ library is "
+        f"{smiles_unusable if part == 'smiles' else cpp_unusable}. "
         "`stib doctor` tells more.",
         stacklevel=5,  # the line that called functional
     )

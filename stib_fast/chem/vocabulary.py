@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from stib_fast.ops.smiles import (
     BOS_ID,
@@ -17,13 +18,18 @@ from stib_fast.ops.smiles import (
     PAD_ID,
     UNKNOWN_ID,
     Level,
+    Status,
+    count,
     id_dtype,
-    tokenize,
+    malformation,
 )
+from stib_fast.ops.smiles_eager import tokenize
+from stib_fast.ops.strings import strings_of
 
 # No SMILES token is spelt like these: '<' is a token of its own or part of '<-'.
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _VERSION = 1
+_PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,13 @@ class Vocabulary:
         return len(self.tokens)
 
     @classmethod
-    def from_smiles(cls, smiles: Iterable[str], level: Level = "atom") -> Vocabulary:
+    def from_smiles(cls, smiles: Any, level: Level = "atom") -> Vocabulary:
         """Collect the tokens of many strings, in alphabetical order of their characters' codes.
 
         Parameters
         ----------
-        smiles : iterable of str
-            The strings; read once.
+        smiles : list of str, NumPy array, Arrow array, or other iterable of str
+            The strings; read once. `VocabularyBuilder` takes more than fit in memory.
         level : {"atom", "char"}
             How they are cut.
 
@@ -103,17 +109,36 @@ class Vocabulary:
         >>> len(Vocabulary.from_smiles(["c1ccccc1"]))
         6
         """
-        if isinstance(smiles, str):
-            raise ValueError("smiles must be an iterable of strings, not one string")
-        counts: Counter[str] = Counter()
-        for row, text in enumerate(smiles):
-            counts.update(_tokens_of_row(row, text, level))
-        if not counts:
-            raise ValueError("a vocabulary needs at least one SMILES string")
-        tokens = sorted(counts)
-        return cls(
-            SPECIAL_TOKENS + tuple(tokens), level, (0,) * 4 + tuple(counts[t] for t in tokens)
-        )
+        builder = VocabularyBuilder(level)
+        builder.add(smiles)
+        return builder.vocabulary()
+
+    @classmethod
+    def preset(cls, name: Literal["qm9", "zinc250k"]) -> Vocabulary:
+        """Return the atom-level vocabulary of a well-known data set.
+
+        Parameters
+        ----------
+        name : {"qm9", "zinc250k"}
+            ``"qm9"``: of 52,658 molecules of QM9 (Ramakrishnan et al. 2014), GDB's strings;
+            ``"zinc250k"``: of 236,984 of the strings of Gómez-Bombarelli et al. 2018. A molecule
+            that was left out may have a rarer token.
+
+        Raises
+        ------
+        ValueError
+            There is no such preset.
+
+        Examples
+        --------
+        >>> len(Vocabulary.preset("zinc250k"))
+        66
+        """
+        path = _PRESETS / f"{name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.json")))
+            raise ValueError(f"there is no vocabulary {name!r}; there are {known}")
+        return cls.load(path)
 
     @cached_property
     def token_ids(self) -> dict[str, int]:
@@ -198,8 +223,87 @@ class Vocabulary:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _tokens_of_row(row: int, text: str, level: Level) -> list[str]:
-    try:
-        return tokenize(text, level)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"row {row}: {error}") from None
+class VocabularyBuilder:
+    """Collects the tokens of strings that come batch by batch.
+
+    Parameters
+    ----------
+    level : {"atom", "char"}
+        How strings are cut (`stib_fast.chem.tokenize`).
+    drop_malformed : bool
+        Whether malformed and missing strings are passed over and counted, or an error.
+
+    Attributes
+    ----------
+    strings : int
+        Rows so far.
+    malformed : int
+        Rows that were passed over.
+    longest : int
+        The most tokens of one string; bos and eos are not counted.
+
+    Raises
+    ------
+    ValueError
+        An unknown level.
+
+    Examples
+    --------
+    >>> builder = VocabularyBuilder(drop_malformed=True)
+    >>> builder.add(["CO", "C["])
+    >>> builder.add(["CCl"])
+    >>> builder.vocabulary().tokens[4:], builder.longest, builder.malformed
+    (('C', 'Cl', 'O'), 2, 1)
+    """
+
+    def __init__(self, level: Level = "atom", drop_malformed: bool = False) -> None:
+        tokenize("C", level)  # refuses an unknown level
+        self.level: Level = level
+        self.drop_malformed = drop_malformed
+        self.strings = 0
+        self.malformed = 0
+        self.longest = 0
+        self._counts: Counter[str] = Counter()
+
+    def add(self, smiles: Any, first_row: int = 0) -> None:
+        """Count the tokens of more strings.
+
+        Parameters
+        ----------
+        smiles : list of str, NumPy array, Arrow array, or other iterable of str
+        first_row : int
+            Number of the first row, for messages.
+
+        Raises
+        ------
+        ValueError
+            A malformed or missing string, unless these are to be passed over; its row is named.
+        """
+        for part in strings_of(smiles):
+            counts, longest, status = count(part, self.level)
+            refused = np.flatnonzero(status.numpy() != Status.KEPT)
+            if refused.size and not self.drop_malformed:
+                text = part.text(int(refused[0]))
+                problem = (
+                    "the SMILES is missing" if text is None else malformation(text, self.level)
+                )
+                raise ValueError(f"row {first_row + int(refused[0])}: {problem}")
+            self._counts.update(counts)
+            self.strings += len(part)
+            self.malformed += refused.size
+            self.longest = max(self.longest, longest)
+            first_row += len(part)
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary, in alphabetical order of the tokens' characters' codes.
+
+        Raises
+        ------
+        ValueError
+            There was no well-formed string.
+        """
+        if not self._counts:
+            raise ValueError("a vocabulary needs at least one SMILES string")
+        tokens = sorted(self._counts)
+        counts = (0,) * len(SPECIAL_TOKENS) + tuple(self._counts[token] for token in tokens)
+        return Vocabulary(SPECIAL_TOKENS + tuple(tokens), self.level, counts)

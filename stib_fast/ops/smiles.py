@@ -1,17 +1,30 @@
-"""The eager backend of the ``smiles`` op: SMILES strings to tokens and token ids, and back.
+"""The ``smiles`` op: strings to rows of token ids and back, and counts of tokens.
 
-The functions know strings and a token-to-id mapping only, so that another backend can stand behind
-the same names. Four ids are fixed for every vocabulary: pad 0, bos 1, eos 2, unknown 3.
+The backends are ``cpp`` (`stib_fast._smiles`), plain Python (`stib_fast.ops.smiles_eager`), and
+CUDA for bytes that are on a GPU. Four ids are fixed for every vocabulary: pad 0, bos 1, eos 2 and
+unknown 3.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from stib_fast import backends
+from stib_fast.backends import LIBRARY, backend_for
+from stib_fast.ops import smiles_eager
+from stib_fast.ops.strings import ByteStrings, Strings
+
+if TYPE_CHECKING:
+    from stib_fast import _smiles
 
 PAD_ID, BOS_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2, 3
 
@@ -19,16 +32,43 @@ Level = Literal["atom", "char"]
 OnUnknown = Literal["error", "unk", "drop"]
 OnOverflow = Literal["error", "truncate", "drop"]
 
+_CPU = torch.device("cpu")
 _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_UNPRINTABLE = re.compile(r"[^!-~]")
-# The last alternative takes any other single mark, so only '[', ']' and '%' can be malformed.
-_ATOM_TOKEN = re.compile(
-    r"\[[!-Z\\^-~]+\]"  # bracket atom
-    r"|Cl|Br"
-    r"|%[0-9]{2}|%\([0-9]+\)"  # ring closures above 9
-    r"|->|<-"  # dative bonds
-    r"|[!-$&-Z\\^-~]"
+
+LIBRARY.define(
+    "smiles_encode(Tensor data, Tensor offsets, Tensor table, int max_length, bool bos, bool eos,"
+    " bool keep_unknown, bool truncate, bool wide) -> (Tensor ids, Tensor lengths, Tensor status)"
 )
+
+
+@torch.library.register_fake("stib_fast::smiles_encode", lib=LIBRARY)
+def _(
+    data: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    max_length: int,
+    bos: bool,
+    eos: bool,
+    keep_unknown: bool,
+    truncate: bool,
+    wide: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = offsets.shape[0] - 1
+    return (
+        data.new_empty((rows, max_length), dtype=torch.int16 if wide else torch.uint8),
+        data.new_empty((rows,), dtype=torch.int64),
+        data.new_empty((rows,), dtype=torch.uint8),
+    )
+
+
+class Status(IntEnum):
+    """What became of a row."""
+
+    KEPT = 0
+    MALFORMED = 1
+    UNKNOWN = 2
+    TOO_LONG = 3
+    MISSING = 4
 
 
 class Encoded(NamedTuple):
@@ -49,54 +89,83 @@ class Encoded(NamedTuple):
     rows: Tensor
 
 
-def tokenize(smiles: str, level: Level = "atom") -> list[str]:
-    """Cut one SMILES string into tokens that join to the same string again.
+class EncodedRows(NamedTuple):
+    """Token ids of every row, and what became of it.
 
-    At atom level a token is a two-letter organic-subset atom (Cl, Br), a whole bracket atom, a ring
-    closure ``%nn`` or ``%(nnn)``, a dative bond ``->`` or ``<-``, or any other single character.
-    At character level every character is a token.
+    Attributes
+    ----------
+    ids : Tensor
+        uint8 or int16, shape [N, L]; all pad where the row was not kept.
+    lengths : Tensor
+        int64, shape [N]; 0 where the row was not kept.
+    status : Tensor
+        uint8, shape [N]: a `Status`.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    status: Tensor
+
+    def kept(self) -> Encoded:
+        """Leave out the rows that were not kept."""
+        rows = (self.status == Status.KEPT).nonzero().squeeze(1)
+        if len(rows) == len(self.ids):
+            return Encoded(self.ids, self.lengths, rows)
+        return Encoded(self.ids[rows], self.lengths[rows], rows)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How strings become rows of ids; `stib_fast.chem.SmilesTokenizer` explains them.
 
     Parameters
     ----------
-    smiles : str
-        Printable ASCII without blanks.
+    tokens : tuple of str
+        The token of every id; the first four are special.
     level : {"atom", "char"}
-        What a token is.
-
-    Returns
-    -------
-    list of str
-        The tokens, in order.
+    max_length : int
+    bos, eos : bool
+    on_unknown : {"error", "unk", "drop"}
+    on_overflow : {"error", "truncate", "drop"}
 
     Raises
     ------
     ValueError
-        An empty string, a blank, control or non-ASCII character, and at atom level a bracket atom
-        or ring closure that is not complete. The message gives the column, counted from 1.
-
-    Examples
-    --------
-    >>> tokenize("C[C@@H](Cl)Br")
-    ['C', '[C@@H]', '(', 'Cl', ')', 'Br']
-    >>> tokenize("Cl", level="char")
-    ['C', 'l']
+        An unknown level or policy, or a `max_length` without room for a single token.
     """
-    if level not in get_args(Level):
-        raise ValueError(f"level must be 'atom' or 'char', not {level!r}")
-    if not smiles:
-        raise ValueError("the SMILES string is empty")
-    unprintable = _UNPRINTABLE.search(smiles)
-    if unprintable:
-        raise ValueError(
-            f"character {unprintable.group()!a} at column {unprintable.start() + 1} of "
-            f"{_shorten(smiles)}: SMILES are printable ASCII without blanks"
-        )
-    if level == "char":
-        return list(smiles)
-    tokens = _ATOM_TOKEN.findall(smiles)
-    if sum(map(len, tokens)) != len(smiles):
-        raise ValueError(_malformed(smiles))
-    return tokens
+
+    tokens: tuple[str, ...]
+    level: Level
+    max_length: int
+    bos: bool
+    eos: bool
+    on_unknown: OnUnknown
+    on_overflow: OnOverflow
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("level", self.level, get_args(Level)),
+            ("on_unknown", self.on_unknown, get_args(OnUnknown)),
+            ("on_overflow", self.on_overflow, get_args(OnOverflow)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, not {value!r}")
+        if self.max_length < 1 + self.bos + self.eos:
+            raise ValueError(
+                f"max_length {self.max_length} leaves no room for a token beside bos and eos"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the ids."""
+        return id_dtype(len(self.tokens))
+
+    def refused(self) -> list[Status]:
+        """List what is an error, instead of being left out."""
+        refused = [Status.TOO_LONG] if self.on_overflow == "error" else []
+        if self.on_unknown != "drop":
+            refused += [Status.MALFORMED, Status.MISSING, Status.UNKNOWN]
+        return refused
 
 
 def id_dtype(vocabulary_size: int) -> torch.dtype:
@@ -119,125 +188,224 @@ def id_dtype(vocabulary_size: int) -> torch.dtype:
     return torch.uint8 if vocabulary_size <= 256 else torch.int16
 
 
-def check_settings(
-    level: Level,
-    max_length: int,
-    bos: bool,
-    eos: bool,
-    on_unknown: OnUnknown,
-    on_overflow: OnOverflow,
-) -> None:
-    """Refuse settings that `encode` does not know.
-
-    Raises
-    ------
-    ValueError
-        An unknown level or policy, or a `max_length` without room for a single token.
-
-    Examples
-    --------
-    >>> check_settings("atom", 2, False, True, "drop", "truncate")
-    """
-    for name, value, choices in (
-        ("level", level, get_args(Level)),
-        ("on_unknown", on_unknown, get_args(OnUnknown)),
-        ("on_overflow", on_overflow, get_args(OnOverflow)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}, not {value!r}")
-    if max_length < 1 + bos + eos:
-        raise ValueError(f"max_length {max_length} leaves no room for a token beside bos and eos")
+# ---- encode --------------------------------------------------------------------------------------
 
 
-def encode(
-    smiles: Sequence[str],
-    token_ids: Mapping[str, int],
-    *,
-    level: Level,
-    max_length: int,
-    bos: bool,
-    eos: bool,
-    on_unknown: OnUnknown,
-    on_overflow: OnOverflow,
-) -> Encoded:
+def encode(parts: Sequence[Strings], settings: Settings, first_row: int = 0) -> EncodedRows:
     """Turn strings into rows of token ids.
 
     Parameters
     ----------
-    smiles : sequence of str
-        The strings, one a row.
-    token_ids : mapping of str to int
-        The id of every token; its largest id decides the dtype.
-    level : {"atom", "char"}
-        As in `tokenize`.
-    max_length : int
-        Number of columns L, which counts bos and eos.
-    bos, eos : bool
-        Whether rows begin with bos and end with eos.
-    on_unknown : {"error", "unk", "drop"}
-        What happens to a token without id. "drop" also leaves out strings that `tokenize` refuses.
-    on_overflow : {"error", "truncate", "drop"}
-        What happens to a string of more than `max_length` tokens. "truncate" keeps its first
-        tokens, and the eos.
+    parts : sequence of Strings
+        The rows of one part follow those of the part before.
+    settings : Settings
+    first_row : int
+        Number of the first row, for messages.
 
     Returns
     -------
-    Encoded
-        ids [N, max_length], lengths [N] and the input rows [N] that were kept.
+    EncodedRows
+        Every row of every part.
 
     Raises
     ------
     ValueError
-        Settings that `check_settings` refuses; an entry that is not a string; a malformed, unknown
-        or over-long one where the policy does not allow it. The message gives the row (counted
-        from 0), the token and the column (from 1).
+        An entry that is not a string; a missing, malformed, unknown or over-long one where the
+        policy does not allow it. The message gives the row, the token and the column (from 1).
 
     Examples
     --------
-    >>> encode(["CO", "N"], {"C": 4, "O": 5}, level="atom", max_length=4, bos=False, eos=True,
-    ...        on_unknown="drop", on_overflow="error")
-    Encoded(ids=tensor([[4, 5, 2, 0]], dtype=torch.uint8), lengths=tensor([3]), rows=tensor([0]))
+    >>> from stib_fast.ops.strings import strings_of
+    >>> settings = Settings(("", "", "", "", "C", "O"), "atom", 4, False, True, "drop", "error")
+    >>> encode(strings_of(["CO", "N"]), settings)
+    EncodedRows(ids=tensor([[4, 5, 2, 0],
+            [0, 0, 0, 0]], dtype=torch.uint8), lengths=tensor([3, 0]),
+            status=tensor([0, 2], dtype=torch.uint8))
     """
-    check_settings(level, max_length, bos, eos, on_unknown, on_overflow)
-    dtype = id_dtype(max(token_ids.values(), default=UNKNOWN_ID) + 1)
-    ids = torch.full((len(smiles), max_length), PAD_ID, dtype=dtype)
-    table = ids.numpy()  # assigning a list costs a tenth of what it costs in a tensor
-    lengths: list[int] = []
-    rows: list[int] = []
-    room = max_length - bos - eos
-    head, tail = [BOS_ID] * bos, [EOS_ID] * eos
-    for row, text in enumerate(smiles):
-        found = _lookup(text, row, token_ids, level, on_unknown)
-        if found is None:
-            continue
-        if len(found) > room:
-            if on_overflow == "error":
-                raise ValueError(
-                    f"row {row}: {_shorten(text)} needs {len(found) + bos + eos} positions but "
-                    f"max_length is {max_length}; raise it or set on_overflow"
-                )
-            if on_overflow == "drop":
-                continue
-            found = found[:room]
-        found = head + found + tail
-        table[len(rows), : len(found)] = found
-        lengths.append(len(found))
-        rows.append(row)
-    return Encoded(
-        ids[: len(rows)],
-        torch.tensor(lengths, dtype=torch.int64),
-        torch.tensor(rows, dtype=torch.int64),
+    compiled = backend_for(_CPU, part="smiles") == "cpp"
+    rows = sum(map(len, parts))
+    encoded = EncodedRows(
+        torch.empty((rows, settings.max_length), dtype=settings.dtype),
+        torch.empty(rows, dtype=torch.int64),
+        torch.empty(rows, dtype=torch.uint8),
+    )
+    begin = 0
+    for part in parts:
+        end = begin + len(part)
+        places = EncodedRows(*(tensor[begin:end] for tensor in encoded))
+        (_encode_compiled if compiled else _encode_eager)(part, settings, places)
+        _require_allowed(part, settings, places.status, first_row + begin)
+        begin = end
+    return encoded
+
+
+def encode_bytes(data: Tensor, offsets: Tensor, settings: Settings) -> EncodedRows:
+    """Turn bytes with offsets into rows of token ids on the same device.
+
+    On a GPU the CUDA library does it where there is one; else the bytes pass through the CPU.
+
+    Parameters
+    ----------
+    data : Tensor
+        uint8, shape [M]: the strings end to end.
+    offsets : Tensor
+        int32 or int64, shape [N + 1]: row i is ``data[offsets[i]:offsets[i + 1]]``.
+    settings : Settings
+
+    Returns
+    -------
+    EncodedRows
+
+    Raises
+    ------
+    ValueError
+        As `encode`; arguments of another type, shape or device; offsets that do not ascend within
+        the data. On a GPU the check for errors waits for the device once.
+
+    Examples
+    --------
+    >>> data = torch.frombuffer(bytearray(b"COC"), dtype=torch.uint8)
+    >>> settings = Settings(("", "", "", "", "C", "O"), "atom", 3, False, True, "error", "error")
+    >>> encode_bytes(data, torch.tensor([0, 2, 3]), settings).ids
+    tensor([[4, 5, 2],
+            [4, 2, 0]], dtype=torch.uint8)
+    """
+    if data.dtype != torch.uint8 or data.ndim != 1:
+        raise ValueError(f"data must be uint8 [M], not {data.dtype} {list(data.shape)}")
+    if offsets.dtype not in (torch.int32, torch.int64) or offsets.ndim != 1 or len(offsets) == 0:
+        raise ValueError(
+            f"offsets must be int32 or int64 [N + 1], not {offsets.dtype} {list(offsets.shape)}"
+        )
+    if data.device != offsets.device:
+        raise ValueError(f"data is on {data.device} but offsets are on {offsets.device}")
+    data, offsets = data.contiguous(), offsets.contiguous()
+    if data.device.type != "cuda" or backends.cuda_unusable is not None:
+        part = ByteStrings(data.cpu(), offsets.cpu())
+        return EncodedRows(*(tensor.to(data.device) for tensor in encode([part], settings)))
+    places = offsets.to(torch.int64)
+    valid = (places[0] >= 0) & (places[-1] <= len(data)) & (places.diff() >= 0).all()
+    encoded = EncodedRows(
+        *torch.ops.stib_fast.smiles_encode(
+            data,
+            places,
+            _table(settings.tokens, settings.level).to(data.device),
+            settings.max_length,
+            settings.bos,
+            settings.eos,
+            settings.on_unknown == "unk",
+            settings.on_overflow == "truncate",
+            settings.dtype == torch.int16,
+        )
+    )
+    allowed = torch.ones(len(Status), dtype=torch.bool, device=data.device)
+    allowed[[int(status) for status in settings.refused()]] = False
+    if not bool(valid & allowed[encoded.status.long()].all()):
+        if not valid:
+            raise ValueError("offsets must ascend and stay within the data")
+        part = ByteStrings(data.cpu(), offsets.cpu())
+        _require_allowed(part, settings, encoded.status.cpu(), 0)
+    return encoded
+
+
+def _encode_compiled(part: Strings, settings: Settings, places: EncodedRows) -> None:
+    _codec(settings.tokens, settings.level).encode(
+        part.compiled(),
+        *(tensor.numpy() for tensor in places),
+        bos=settings.bos,
+        eos=settings.eos,
+        keep_unknown=settings.on_unknown == "unk",
+        truncate=settings.on_overflow == "truncate",
+        threads=torch.get_num_threads(),
     )
 
 
-def decode(ids: Tensor, tokens: Sequence[str]) -> list[str]:
+def _encode_eager(part: Strings, settings: Settings, places: EncodedRows) -> None:
+    token_ids = {token: i for i, token in enumerate(settings.tokens) if i > UNKNOWN_ID}
+    # Assigning a list costs a tenth of what it costs in a tensor.
+    ids, lengths, statuses = (tensor.numpy() for tensor in places)
+    ids.fill(PAD_ID)
+    lengths.fill(0)
+    head, tail = [BOS_ID] * settings.bos, [EOS_ID] * settings.eos
+    room = settings.max_length - len(head) - len(tail)
+    for row in range(len(part)):
+        status, found = _looked_up(part.text(row), token_ids, settings.level)
+        if status == Status.UNKNOWN and settings.on_unknown == "unk":
+            status = Status.KEPT
+        if status == Status.KEPT and len(found) > room and settings.on_overflow != "truncate":
+            status = Status.TOO_LONG
+        statuses[row] = status
+        if status == Status.KEPT:
+            found = head + found[:room] + tail
+            ids[row, : len(found)] = found
+            lengths[row] = len(found)
+
+
+def _looked_up(
+    text: str | None, token_ids: dict[str, int], level: Level
+) -> tuple[Status, list[int]]:
+    if text is None:
+        return Status.MISSING, []
+    try:
+        found = smiles_eager.ids_of(text, token_ids, level, UNKNOWN_ID)
+    except ValueError:
+        return Status.MALFORMED, []
+    return (Status.UNKNOWN if UNKNOWN_ID in found else Status.KEPT), found
+
+
+def _require_allowed(part: Strings, settings: Settings, status: Tensor, first_row: int) -> None:
+    """Refuse the first row whose status the policies make an error."""
+    found = np.isin(status.numpy(), settings.refused())
+    if found.any():
+        row = int(found.argmax())
+        problem = _problem(part.text(row), Status(int(status[row])), settings)
+        raise ValueError(f"row {first_row + row}: {problem}")
+
+
+def _problem(text: str | None, status: Status, settings: Settings) -> str:
+    if text is None:
+        return "the SMILES is missing"
+    if status == Status.MALFORMED:
+        return malformation(text, settings.level)
+    if status == Status.UNKNOWN:
+        token_ids = {token: i for i, token in enumerate(settings.tokens) if i > UNKNOWN_ID}
+        token, column = smiles_eager.first_unknown(text, token_ids, settings.level)
+        return (
+            f"token {token!r} at column {column} of {smiles_eager.shorten(text)} is not in the "
+            "vocabulary; build it from this data or set on_unknown"
+        )
+    needed = len(smiles_eager.tokenize(text, settings.level)) + settings.bos + settings.eos
+    return (
+        f"{smiles_eager.shorten(text)} needs {needed} positions but max_length is "
+        f"{settings.max_length}; raise it or set on_overflow"
+    )
+
+
+def malformation(text: str, level: Level) -> str:
+    """Say what is wrong with a string that `tokenize` refuses.
+
+    Examples
+    --------
+    >>> malformation("C[N", "atom")
+    "'[' opens no complete bracket atom at column 2 of 'C[N'"
+    """
+    try:
+        smiles_eager.tokenize(text, level)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError(f"{text!r} is well-formed")
+
+
+# ---- decode --------------------------------------------------------------------------------------
+
+
+def decode(ids: Tensor, tokens: tuple[str, ...]) -> list[str]:
     """Turn rows of token ids into strings: stop at eos, leave out pad and bos.
 
     Parameters
     ----------
     ids : Tensor
-        Any integer dtype, shape [N, L].
-    tokens : sequence of str
+        Any integer dtype, shape [N, L], any device.
+    tokens : tuple of str
         The token of every id. The unknown token is written as it stands here.
 
     Returns
@@ -252,63 +420,92 @@ def decode(ids: Tensor, tokens: Sequence[str]) -> list[str]:
 
     Examples
     --------
-    >>> decode(torch.tensor([[1, 4, 5, 2, 0]]), ["<pad>", "<bos>", "<eos>", "<unk>", "C", "O"])
+    >>> decode(torch.tensor([[1, 4, 5, 2, 0]]), ("<pad>", "<bos>", "<eos>", "<unk>", "C", "O"))
     ['CO']
     """
     if ids.ndim != 2 or ids.dtype not in _INTEGER_DTYPES:
         raise ValueError(f"ids must be integers [N, L], not {ids.dtype} {list(ids.shape)}")
-    outside = ((ids < 0) | (ids.to(torch.int64) >= len(tokens))).nonzero()
-    if len(outside):
-        row, column = outside[0].tolist()
-        raise ValueError(
-            f"ids[{row}, {column}] is {int(ids[row, column])} but the vocabulary has "
-            f"{len(tokens)} tokens"
-        )
+    ids = ids.detach().cpu().contiguous()
+    if backend_for(_CPU, part="smiles") == "cpp":
+        try:
+            return _codec(tokens, "atom").decode(ids.numpy(), threads=torch.get_num_threads())
+        except IndexError:
+            raise ValueError(_outside(ids, len(tokens))) from None
+    outside = _outside(ids, len(tokens))
+    if outside:
+        raise ValueError(outside)
     spelling = ["" if i in (PAD_ID, BOS_ID) else token for i, token in enumerate(tokens)]
-    return ["".join(map(spelling.__getitem__, _before_eos(row))) for row in ids.tolist()]
+    return smiles_eager.decode(ids.tolist(), spelling, EOS_ID)
 
 
-def _lookup(
-    text: str, row: int, token_ids: Mapping[str, int], level: Level, on_unknown: OnUnknown
-) -> list[int] | None:
-    """Ids of one string without bos and eos; None where it is to be dropped."""
-    if not isinstance(text, str):
-        raise ValueError(f"row {row}: expected a SMILES string, not {text!r}")
-    try:
-        tokens = tokenize(text, level)
-    except ValueError as error:
-        if on_unknown == "drop":
-            return None
-        raise ValueError(f"row {row}: {error}") from None
-    found = [token_ids.get(token, UNKNOWN_ID) for token in tokens]
-    if UNKNOWN_ID not in found or on_unknown == "unk":
-        return found
-    if on_unknown == "drop":
-        return None
-    first = found.index(UNKNOWN_ID)
-    column = len("".join(tokens[:first])) + 1
-    raise ValueError(
-        f"row {row}: token {tokens[first]!r} at column {column} of {_shorten(text)} is not in the "
-        "vocabulary; build it from this data or set on_unknown"
+def _outside(ids: Tensor, size: int) -> str:
+    """Say where the first id without token is; "" where there is none."""
+    found = ((ids < 0) | (ids.to(torch.int64) >= size)).nonzero()
+    if not len(found):
+        return ""
+    row, column = found[0].tolist()
+    return f"ids[{row}, {column}] is {int(ids[row, column])} but the vocabulary has {size} tokens"
+
+
+# ---- count ---------------------------------------------------------------------------------------
+
+
+class TokenCounts(NamedTuple):
+    """Tokens of many strings.
+
+    Attributes
+    ----------
+    counts : Counter
+        How often each token occurs in the well-formed strings.
+    longest : int
+        The most tokens that one of them has.
+    status : Tensor
+        uint8, shape [N]: KEPT, MALFORMED or MISSING.
+    """
+
+    counts: Counter[str]
+    longest: int
+    status: Tensor
+
+
+def count(part: Strings, level: Level) -> TokenCounts:
+    """Count the tokens of many strings.
+
+    Examples
+    --------
+    >>> from stib_fast.ops.strings import strings_of
+    >>> counts, longest, status = count(strings_of(["CCl", "C["])[0], "atom")
+    >>> dict(counts), longest, status.tolist()
+    ({'C': 1, 'Cl': 1}, 2, [0, 1])
+    """
+    if backend_for(_CPU, part="smiles") == "cpp":
+        from stib_fast import _smiles
+
+        counter = _smiles.TokenCounter(level == "atom")
+        status = torch.empty(len(part), dtype=torch.uint8)
+        counter.add(part.compiled(), status.numpy(), threads=torch.get_num_threads())
+        return TokenCounts(Counter(counter.counts()), counter.longest, status)
+    texts = [part.text(row) for row in range(len(part))]
+    looked_up = [_looked_up(text, {}, level)[0] for text in texts]
+    status = torch.tensor(
+        [Status.KEPT if found == Status.UNKNOWN else found for found in looked_up],
+        dtype=torch.uint8,
     )
+    pairs = zip(texts, status.tolist(), strict=True)
+    kept = [text for text, found in pairs if text is not None and found == Status.KEPT]
+    return TokenCounts(*smiles_eager.count(kept, level), status)
 
 
-def _before_eos(ids: list[int]) -> list[int]:
-    return ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids
+# ---- the compiled tokeniser ----------------------------------------------------------------------
 
 
-def _malformed(smiles: str) -> str:
-    """Say what stands where no token begins."""
-    at = 0
-    while match := _ATOM_TOKEN.match(smiles, at):
-        at = match.end()
-    problem = {
-        "[": "'[' opens no complete bracket atom",
-        "]": "']' closes no bracket atom",
-        "%": "'%' must be followed by two digits or (digits)",
-    }[smiles[at]]
-    return f"{problem} at column {at + 1} of {_shorten(smiles)}"
+@lru_cache(maxsize=32)
+def _codec(tokens: tuple[str, ...], level: Level) -> _smiles.Codec:
+    from stib_fast import _smiles
+
+    return _smiles.Codec(list(tokens), level == "atom")
 
 
-def _shorten(smiles: str) -> str:
-    return ascii(smiles if len(smiles) <= 60 else smiles[:57] + "...")
+@lru_cache(maxsize=32)
+def _table(tokens: tuple[str, ...], level: Level) -> Tensor:
+    return torch.frombuffer(bytearray(_codec(tokens, level).table()), dtype=torch.uint8)
