@@ -61,7 +61,7 @@ class TokenCounter:
     @property
     def longest(self) -> int: ...
 
-Column = tuple[NDArray[np.int32], bytes]
+Column = tuple[NDArray[np.int32], NDArray[np.uint8]]
 
 def split_lines(block: bytes) -> tuple[Column, Column]:
     """Offsets and bytes of the first word of each line, and of what follows it."""

@@ -42,7 +42,8 @@ trap 'rm -rf "$copy"' EXIT
 cp -r setup.py pyproject.toml README.md LICENSE csrc kernels stib_fast "$copy"
 cd "$copy"
 find . -name '*.so' -delete
-export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
+export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
+[ -x "$CUDA_HOME/bin/nvcc" ] || { echo "no nvcc in $CUDA_HOME/bin: set CUDA_HOME"; exit 1; }
 export TORCH_CUDA_ARCH_LIST=${ARCHITECTURES:-8.0;9.0a;10.0}
 STIB_FAST_REQUIRE_EXT=1 "$cuda_python" setup.py build_ext --inplace > build.log 2>&1 \
   || { tail -50 build.log; exit 1; }

@@ -44,12 +44,12 @@ void launch(const Tensor& data, const Tensor& offsets, const Tensor& table,
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(data.get_device_index(), &stream));
   const int64_t blocks = (rows + kThreads - 1) / kThreads;
-  encode_kernel<Id><<<static_cast<unsigned>(blocks), kThreads, 0,
-                      static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const char*>(data.data_ptr()), data.size(0),
-      static_cast<const int64_t*>(offsets.data_ptr()), rows, table.data_ptr(), settings,
-      static_cast<Id*>(ids.data_ptr()), static_cast<int64_t*>(lengths.data_ptr()),
-      static_cast<uint8_t*>(status.data_ptr()));
+  encode_kernel<Id>
+      <<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+          static_cast<const char*>(data.data_ptr()), data.size(0),
+          static_cast<const int64_t*>(offsets.data_ptr()), rows, table.data_ptr(), settings,
+          static_cast<Id*>(ids.data_ptr()), static_cast<int64_t*>(lengths.data_ptr()),
+          static_cast<uint8_t*>(status.data_ptr()));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -50,7 +50,7 @@ class Spelling {
   int64_t longest_ = 0;
 };
 
-// Strings end to end, as one part of the rows was written.
+// Strings end to end, as one part of the rows was written; used again for the next part.
 struct Text {
   std::vector<char> bytes;
   std::vector<int64_t> ends;
@@ -58,10 +58,9 @@ struct Text {
 };
 
 template <class Id>
-Text decode_rows(const Spelling& spelling, const Id* ids, int64_t begin, int64_t end,
-                 int64_t length) {
-  Text text;
-  text.ends.reserve(static_cast<size_t>(end - begin));
+void decode_rows(const Spelling& spelling, const Id* ids, int64_t begin, int64_t end,
+                 int64_t length, Text& text) {
+  text.ends.clear();
   const auto tokens = static_cast<uint64_t>(spelling.size());
   const auto room = static_cast<size_t>(spelling.room(length));
   size_t used = 0;
@@ -72,15 +71,14 @@ Text decode_rows(const Spelling& spelling, const Id* ids, int64_t begin, int64_t
       outside |= static_cast<uint64_t>(static_cast<int64_t>(row[j])) >= tokens;
     if (outside) {
       text.valid = false;
-      return text;
+      return;
     }
-    if (text.bytes.size() < used + room) text.bytes.resize(2 * text.bytes.size() + 64 * room);
+    if (text.bytes.size() < used + room) text.bytes.resize(2 * text.bytes.size() + room);
     char* at = text.bytes.data() + used;
     for (int64_t j = 0; j < length && row[j] != kEos; ++j) at = spelling.write(row[j], at);
     used = static_cast<size_t>(at - text.bytes.data());
     text.ends.push_back(static_cast<int64_t>(used));
   }
-  return text;
 }
 
 }  // namespace stib_fast::smiles

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -55,7 +56,7 @@ class PythonStrings {
     if (!PyUnicode_Check(item.ptr()))
       throw py::value_error("row " + std::to_string(row) + ": expected a SMILES string, not " +
                             py::cast<std::string>(py::repr(item)));
-    if (!PyUnicode_IS_COMPACT_ASCII(item.ptr())) return {nullptr, kNotAscii};
+    if (!PyUnicode_IS_ASCII(item.ptr())) return {nullptr, kNotAscii};
     return {static_cast<const char*>(PyUnicode_DATA(item.ptr())), PyUnicode_GET_LENGTH(item.ptr())};
   }
 
@@ -168,17 +169,25 @@ class Codec {
     if (ids.ndim() != 2) throw py::value_error("ids must be [N, L]");
     const int64_t rows = ids.shape(0), length = ids.shape(1);
     const Id* data = ids.data();
-    const int64_t parts = part_count(rows, threads);
-    std::vector<Text> texts(static_cast<size_t>(parts));
-    {
-      const py::gil_scoped_release release;
-      for_each_part(rows, parts, [&](int64_t part, int64_t begin, int64_t end) {
-        texts[static_cast<size_t>(part)] = decode_rows(spelling_, data, begin, end, length);
-      });
+    py::list list(static_cast<size_t>(rows));
+    // In blocks, so that the text stays in the cache until Python's strings are made of it.
+    const int64_t block = kDecodeRows * std::max<int64_t>(threads, 1);
+    std::vector<Text> texts(static_cast<size_t>(part_count(block, threads)));
+    for (int64_t first = 0; first < rows; first += block) {
+      const int64_t count = std::min(block, rows - first);
+      const int64_t parts = part_count(count, threads);
+      {
+        const py::gil_scoped_release release;
+        for_each_part(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
+          decode_rows(spelling_, data + first * length, begin, end, length,
+                      texts[static_cast<size_t>(part)]);
+        });
+      }
+      int64_t row = first;
+      for (int64_t part = 0; part < parts; ++part)
+        row = add_strings(texts[static_cast<size_t>(part)], list, row);
     }
-    for (const Text& text : texts)
-      if (!text.valid) throw py::index_error("an id is outside the vocabulary");
-    return strings_of(texts, rows);
+    return list;
   }
 
   py::bytes table() const {
@@ -186,21 +195,21 @@ class Codec {
   }
 
  private:
-  static py::list strings_of(const std::vector<Text>& texts, int64_t rows) {
-    py::list list(static_cast<size_t>(rows));
-    Py_ssize_t row = 0;
-    for (const Text& text : texts) {
-      int64_t begin = 0;
-      for (const int64_t end : text.ends) {
-        PyObject* string = PyUnicode_New(end - begin, 127);
-        if (string == nullptr) throw py::error_already_set();
-        std::memcpy(PyUnicode_1BYTE_DATA(string), text.bytes.data() + begin,
-                    static_cast<size_t>(end - begin));
-        PyList_SET_ITEM(list.ptr(), row++, string);
-        begin = end;
-      }
+  static constexpr int64_t kDecodeRows = 4 * kRowsPerThread;
+
+  // The strings of a part, from `row` of the list on; returns the row behind them.
+  static int64_t add_strings(const Text& text, const py::list& list, int64_t row) {
+    if (!text.valid) throw py::index_error("an id is outside the vocabulary");
+    int64_t begin = 0;
+    for (const int64_t end : text.ends) {
+      PyObject* string = PyUnicode_New(end - begin, 127);
+      if (string == nullptr) throw py::error_already_set();
+      std::memcpy(PyUnicode_1BYTE_DATA(string), text.bytes.data() + begin,
+                  static_cast<size_t>(end - begin));
+      PyList_SET_ITEM(list.ptr(), row++, string);
+      begin = end;
     }
-    return list;
+    return row;
   }
 
   std::vector<uint64_t> block_;
@@ -238,21 +247,29 @@ class TokenCounter {
 // ---- lines
 // ---------------------------------------------------------------------------------------
 
-py::tuple arrays_of(const Column& column) {
+Array<uint8_t> room_for(size_t size) { return Array<uint8_t>(static_cast<py::ssize_t>(size) + 8); }
+
+Column column_in(Array<uint8_t>& room) {
+  return Column{reinterpret_cast<char*>(room.mutable_data())};
+}
+
+// The part of the memory that was written, which the array keeps alive, and the offsets.
+py::tuple arrays_of(const Column& column, const Array<uint8_t>& room) {
   return py::make_tuple(
       Array<int32_t>(static_cast<py::ssize_t>(column.offsets.size()), column.offsets.data()),
-      py::bytes(column.data.data(), column.data.size()));
+      Array<uint8_t>(column.used, room.data(), room));
 }
 
 py::tuple lines_of(const py::bytes& block) {
   const std::string_view text = block;
   if (text.size() >= (1u << 31)) throw py::value_error("a block must be smaller than 2 GiB");
-  Lines lines;
+  Array<uint8_t> smiles_room = room_for(text.size()), names_room = room_for(text.size());
+  Column smiles = column_in(smiles_room), names = column_in(names_room);
   {
     const py::gil_scoped_release release;
-    lines = split_lines(text.data(), static_cast<int64_t>(text.size()));
+    split_lines(text.data(), static_cast<int64_t>(text.size()), smiles, names);
   }
-  return py::make_tuple(arrays_of(lines.smiles), arrays_of(lines.names));
+  return py::make_tuple(arrays_of(smiles, smiles_room), arrays_of(names, names_room));
 }
 
 }  // namespace

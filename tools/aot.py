@@ -1,0 +1,259 @@
+"""Compiles every Triton kernel for the GPUs named, on a machine without one.
+
+    python tools/aot.py [--arch 80 90 100] [--only TEXT]
+
+prints registers, stack (where spilled registers go), shared memory and seconds of each. A named
+configuration is a call of a kernel's host function on tensors without storage: what it launches,
+with its meta-parameters and the specialisation Triton would choose, is what is compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from stib_fast.kernels import one_hot, one_hot_conv1d
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+MODULES = (one_hot, one_hot_conv1d)
+# Shared memory a program may have: CUDA programming guide, technical specifications.
+ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+OPTIONS = ("num_warps", "num_ctas", "num_stages", "maxnreg", "enable_fp_fusion")
+TYPES = {
+    torch.bool: "i1",
+    torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
+
+
+class Launch(NamedTuple):
+    """One kernel as its host function launches it."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], list[list[Any]]]
+    options: dict[str, Any]
+
+
+class Compiled(NamedTuple):
+    """What the compiler made of a launch."""
+
+    kernel: str
+    registers: int
+    stack: int
+    shared: int
+    seconds: float
+
+
+def _launch_of(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Launch:
+    """Types and specialisation of a call: 1 is a constant, multiples of 16 are known as such."""
+    options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
+    values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
+    launch = Launch(kernel, {}, {}, {}, options)
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if isinstance(value, torch.Tensor):
+            launch.signature[parameter.name] = f"*{TYPES[value.dtype]}"
+            launch.attributes[(i,)] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value == 1:
+            launch.signature[parameter.name] = "constexpr"
+            launch.constants[(i,)] = value
+        else:
+            launch.signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                launch.attributes[(i,)] = [["tt.divisibility", 16]]
+    return launch
+
+
+class _Recorder:
+    """Stands in for a kernel and notes its launches."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel = kernel
+        self.launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def note(*arguments: Any, **keywords: Any) -> None:
+            self.launches.append(_launch_of(self.kernel, arguments, keywords))
+
+        return note
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Let the kernels' host functions launch nothing: the list says what they would."""
+    launches: list[Launch] = []
+    kernels = [
+        (module, name, value)
+        for module in MODULES
+        for name, value in vars(module).items()
+        if isinstance(value, triton.runtime.JITFunction) and name.endswith("_kernel")
+    ]
+    for module, name, kernel in kernels:
+        setattr(module, name, _Recorder(kernel, launches))
+    try:
+        yield launches
+    finally:
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
+
+
+def compile_launch(launch: Launch, architecture: int) -> Compiled:
+    """Compile for sm_`architecture` and read what the binary needs."""
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    begin = time.perf_counter()
+    compiled = triton.compile(source, target=target, options=launch.options)
+    seconds = time.perf_counter() - begin
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    return Compiled(launch.kernel.__name__, registers, stack, compiled.metadata.shared, seconds)
+
+
+def _ids(dtype: torch.dtype, batch: int = 4096, length: int = 120) -> torch.Tensor:
+    return torch.empty((batch, length), dtype=dtype, device="meta")
+
+
+ZINC = _ids(torch.uint8)
+INT64 = _ids(torch.int64)
+ODD = _ids(torch.int64, length=37)
+SIXTEEN = _ids(torch.uint8, length=16)
+ONE = _ids(torch.uint8, batch=1, length=1)
+
+
+def _one_hot(
+    dtype: torch.dtype, layout: str, classes: int = 64, ids: torch.Tensor = ZINC
+) -> Callable[[], Any]:
+    batch, length = ids.shape
+    shape = (batch, length, classes) if layout == "BLV" else (batch, classes, length)
+    out = torch.empty(shape, dtype=dtype, device="meta")
+    return lambda: one_hot.one_hot(out, ids, layout == "BVL", 0)
+
+
+def _forward(
+    dtype: torch.dtype,
+    filters: int,
+    ids: torch.Tensor = ZINC,
+    classes: int = 64,
+    taps: int = 9,
+    stride: int = 1,
+) -> Callable[[], Any]:
+    weight = torch.empty((filters, classes, taps), dtype=dtype, device="meta")
+    bias = weight[:, 0, 0]
+    return lambda: one_hot_conv1d.one_hot_conv1d(ids, weight, bias, stride, taps // 2, 1, 0)
+
+
+def _gradient(
+    dtype: torch.dtype,
+    filters: int,
+    ids: torch.Tensor = ZINC,
+    classes: int = 64,
+    taps: int = 9,
+    stride: int = 1,
+    strides: tuple[int, int, int] | None = None,
+) -> Callable[[], Any]:
+    shape = (ids.shape[0], filters, (ids.shape[1] - 1) // stride + 1)
+    grad = torch.empty(shape, dtype=dtype, device="meta")
+    if strides is not None:
+        grad = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    function = one_hot_conv1d.one_hot_conv1d_backward
+    return lambda: function(ids, grad, classes, taps, stride, taps // 2, 1, 0)
+
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CONFIGURATIONS: dict[str, Callable[[], Any]] = {}
+for _dtype in (*FLOATS, torch.uint8, torch.bool):
+    _name = str(_dtype).removeprefix("torch.")
+    for _layout in ("BLV", "BVL"):
+        CONFIGURATIONS[f"one_hot {_name} {_layout} V=64"] = _one_hot(_dtype, _layout, 64)
+for _dtype in FLOATS:
+    _name = str(_dtype).removeprefix("torch.")
+    for _filters in (9, 128):
+        CONFIGURATIONS[f"conv1d {_name} F={_filters}"] = _forward(_dtype, _filters)
+        CONFIGURATIONS[f"conv1d gradient {_name} F={_filters}"] = _gradient(_dtype, _filters)
+CONFIGURATIONS |= {
+    # 63 classes of a byte: a word of 4 spans rows. Length 37: rows begin at any byte.
+    "one_hot uint8 BLV V=63": _one_hot(torch.uint8, "BLV", 63),
+    "one_hot uint8 BVL L=37": _one_hot(torch.uint8, "BVL", ids=ODD),
+    "one_hot float32 BLV V=66 int64": _one_hot(torch.float32, "BLV", 66, INT64),
+    "one_hot float32 BVL V=66 int64": _one_hot(torch.float32, "BVL", 66, INT64),
+    "conv1d float32 F=33 L=37": _forward(torch.float32, 33, ODD),
+    "conv1d float32 F=128 stride 2": _forward(torch.float32, 128, INT64, stride=2),
+    "conv1d gradient float32 F=33 L=37": _gradient(torch.float32, 33, ODD),
+    "conv1d gradient float32 F=128 stride 2": _gradient(torch.float32, 128, INT64, stride=2),
+    "conv1d gradient float32 F=128 V=66": _gradient(torch.float32, 128, classes=66),
+    # A stride past 2**31 elements: offsets of 64 bits.
+    "conv1d gradient float32 far": _gradient(torch.float32, 128, strides=(1, 2**28, 2**13)),
+    # Triton makes a constant of every number that is 1.
+    "one_hot float32 BVL L=16": _one_hot(torch.float32, "BVL", ids=SIXTEEN),
+    "conv1d gradient float32 L=16": _gradient(torch.float32, 128, SIXTEEN),
+    "one_hot float32 BLV ones": _one_hot(torch.float32, "BLV", 1, ONE),
+    "one_hot float32 BVL ones": _one_hot(torch.float32, "BVL", 1, ONE),
+    "conv1d float32 ones": _forward(torch.float32, 1, ONE, classes=1, taps=1),
+    "conv1d gradient float32 ones": _gradient(torch.float32, 1, ONE, classes=1, taps=1),
+}
+
+
+def launches_of(name: str) -> list[Launch]:
+    """The launches of a named configuration."""
+    with recorded_launches() as launches:
+        CONFIGURATIONS[name]()
+    return launches
+
+
+def main() -> None:
+    """Print the table; exit with 1 where registers spill or shared memory does not suffice."""
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU.")
+    parser.add_argument(
+        "--arch", type=int, nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES]
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="configurations that hold TEXT")
+    arguments = parser.parse_args()
+    triton.knobs.compilation.always_compile = True
+    print(f"triton {triton.__version__}")
+    print(f"{'configuration':46}{'kernel':40}{'sm':>4}{'regs':>6}{'stack':>7}{'shared':>8}{'s':>6}")
+    faults = 0
+    for name in CONFIGURATIONS:
+        if arguments.only not in name:
+            continue
+        for launch in launches_of(name):
+            for architecture in arguments.arch:
+                made = compile_launch(launch, architecture)
+                bad = made.stack > 0 or made.shared > ARCHITECTURES[architecture]
+                faults += bad
+                print(
+                    f"{name:46}{made.kernel:40}{architecture:4}{made.registers:6}{made.stack:7}"
+                    f"{made.shared:8}{made.seconds:6.1f}{'  <-- too much' if bad else ''}"
+                )
+    if faults:
+        sys.exit(f"{faults} kernels spill registers or ask for too much shared memory")
+
+
+if __name__ == "__main__":
+    main()
