@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 import stib_fast
 from stib_fast import backends
-
-NO_GPU_BACKEND = "no GPU kernels in this version: a GPU tensor runs on eager PyTorch"
 
 
 def report() -> dict[str, Any]:
@@ -22,25 +19,18 @@ def report() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``backends``: name → usable, reason; ``environment``: versions and devices.
+        ``backends``: name → usable, reason; ``ops``: name → what a call runs on here, by device;
+        ``environment``: versions and devices.
     """
-    build = backends.PACKAGE / "_build.json"
-    built = json.loads(build.read_text()) if build.exists() else {"cpp": "no record of a build"}
     return {
         "backends": {
-            "cpp": {
-                "usable": backends.cpp_unusable is None,
-                "reason": backends.cpp_unusable or f"built with {_built_with(built)}",
-            },
-            "eager": {"usable": True, "reason": "plain PyTorch, any device"},
-            "triton": {"usable": False, "reason": _triton()},
-            "cuda": {"usable": False, "reason": _cuda()},
+            "cpp": _compiled("tensor ops", backends.cpp_unusable),
+            "cpp (smiles)": _compiled("tokeniser", backends.smiles_unusable),
+            "eager": {"usable": True, "reason": "plain PyTorch and Python, any device"},
+            "triton": _triton(),
+            "cuda": _cuda(),
         },
-        "ops": {
-            "gaussian_mi, moments": "cpp" if backends.cpp_unusable is None else "eager",
-            "knn_mi": "scipy's k-d tree",
-            "smiles": "eager (plain Python)",
-        },
+        "ops": _ops(),
         "environment": {
             "stib_fast": stib_fast.__version__,
             "python": platform.python_version(),
@@ -58,25 +48,52 @@ def text(facts: dict[str, Any]) -> str:
     lines = []
     for name, state in facts["backends"].items():
         mark = "usable    " if state["usable"] else "not usable"
-        lines.append(f"{name:8} {mark}  {state['reason']}")
+        lines.append(f"{name:12} {mark}  {state['reason']}")
     for part in ("ops", "environment"):
         lines += ["", *(f"{name}: {value}" for name, value in facts[part].items())]
     return "\n".join(lines)
 
 
-def _built_with(built: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in built.items() if name != "cpp")
+def _compiled(what: str, unusable: str | None) -> dict[str, Any]:
+    record = backends.PACKAGE / "_build.json"
+    built = json.loads(record.read_text()) if record.exists() else {}
+    tools = ", ".join(f"{name} {built[name]}" for name in ("torch", "compiler") if name in built)
+    state = unusable or f"built with {tools or 'tools that were not recorded'}"
+    return {"usable": unusable is None, "reason": f"{what}: {state}"}
 
 
-def _triton() -> str:
-    if find_spec("triton") is None:
-        return f"triton is not installed; {NO_GPU_BACKEND}"
-    return f"triton is installed; {NO_GPU_BACKEND}"
+def _triton() -> dict[str, Any]:
+    if not backends.TRITON_INSTALLED:
+        return {"usable": False, "reason": "triton is not installed (pip install triton)"}
+    gpu = _no_gpu()
+    return {"usable": gpu is None, "reason": gpu or torch.cuda.get_device_name()}
 
 
-def _cuda() -> str:
+def _cuda() -> dict[str, Any]:
+    gpu = _no_gpu()
+    if gpu is None and backends.cuda_unusable is not None:
+        gpu = backends.cuda_unusable
+    return {"usable": gpu is None, "reason": gpu or f"tokeniser on {torch.cuda.get_device_name()}"}
+
+
+def _no_gpu() -> str | None:
     if torch.version.cuda is None:
-        return f"this torch is built without CUDA; {NO_GPU_BACKEND}"
+        return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} sees no GPU or driver; {NO_GPU_BACKEND}"
-    return f"{torch.cuda.get_device_name()}; {NO_GPU_BACKEND}"
+        return f"torch {torch.__version__} sees no GPU or driver"
+    return None
+
+
+def _ops() -> dict[str, str]:
+    """Name what a call runs on, on the CPU and on a GPU."""
+    cpp = "cpp" if backends.cpp_unusable is None else "eager"
+    smiles = "cpp" if backends.smiles_unusable is None else "plain Python"
+    triton = "triton" if backends.TRITON_INSTALLED else "eager"
+    cuda = "cuda" if backends.cuda_unusable is None else f"{smiles}, through the CPU"
+    return {
+        "gaussian_mi, moments": f"{cpp}; on a GPU eager",
+        "one_hot": f"{cpp}; on a GPU {triton}",
+        "one_hot_conv1d": f"{cpp}; on a GPU {triton}",
+        "smiles": f"{smiles}; on a GPU {cuda}",
+        "knn_mi": "scipy's k-d tree",
+    }
