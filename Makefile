@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint bench sanitize cuda-build wheel clean
+.PHONY: help demo test lint bench sanitize aot cuda-build gpu-check wheel clean
 
 help:
 	@echo "make demo      train STIB on the artificial data; the paper's table beside ours"
@@ -17,7 +17,9 @@ help:
 	@echo "make bench     run the benchmarks and keep their results"
 	@echo "make sanitize  run the C++ under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build the wheel from the sdist and import it in a clean environment"
-	@echo "make cuda-build  load the CPU library built here in the CUDA build of torch"
+	@echo "make aot       compile every Triton kernel for GPUs that need not be there"
+	@echo "make cuda-build  build the GPU library, and load both in the CUDA build of torch"
+	@echo "make gpu-check  on a machine with a GPU: build, run every GPU test and benchmark"
 
 $(READY): $(BUILD_INPUTS)
 	@echo "Setting up $(VENV) (a few minutes the first time) …"
@@ -43,12 +45,19 @@ lint: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.gaussian_mi $(ARGS)
 	@$(BIN)/python -m benchmarks.training_step $(ARGS)
+	@$(BIN)/python -m benchmarks.smiles $(ARGS)
+	@$(BIN)/python -m benchmarks.one_hot $(ARGS)
+	@$(BIN)/python -m benchmarks.one_hot_conv1d $(ARGS)
+	@$(BIN)/python -m benchmarks.token_cache $(ARGS)
 
 sanitize: $(READY)
 	@PYTHON="$(CURDIR)/$(BIN)/python" tools/sanitize.sh
 
 wheel: $(READY)
 	@PYTHON="$(CURDIR)/$(BIN)/python" TORCH="$(TORCH)" tools/check_wheel.sh
+
+aot: $(READY)
+	@$(BIN)/python tools/aot.py $(ARGS)
 
 cuda-build: $(READY)
 	@PYTHON="$(PYTHON)" CUDA_TORCH="$(CUDA_TORCH)" tools/cuda_build.sh
