@@ -62,5 +62,9 @@ aot: $(READY)
 cuda-build: $(READY)
 	@PYTHON="$(PYTHON)" CUDA_TORCH="$(CUDA_TORCH)" tools/cuda_build.sh
 
+# With the machine's own Python: it has the torch that fits its GPU.
+gpu-check:
+	@PYTHON="$(PYTHON)" tools/gpu_check.sh
+
 clean:
 	rm -rf build dist *.egg-info $(VENV)

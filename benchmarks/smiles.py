@@ -3,7 +3,7 @@
     python -m benchmarks.smiles [--quick] [--threads 1 2] [--out DIR]
 
 Rates are bytes of SMILES a second: the strings' own bytes, whatever form they come in. Every
-provider writes its ids in full, [N, L] padded, and the CRC-32 of them is printed: those of one level
+provider writes its ids in full, [N, L] padded, and prints their CRC-32: those of one level
 must agree with plain Python's, or there is no report. The slow baselines see the first rows only,
 and ours sees the same rows, and all of them; a row of the table says how many.
 

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from stib_fast.kernels import one_hot, one_hot_conv1d
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from stib_fast.kernels import one_hot, one_hot_conv1d
 
 MODULES = (one_hot, one_hot_conv1d)
 # Shared memory a program may have: CUDA programming guide, technical specifications.
