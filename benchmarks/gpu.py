@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as nnf
@@ -47,28 +47,25 @@ def milliseconds(calls: Mapping[str, Callable[[], Any]], repetitions: int) -> di
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def one_hot_rows(ids: Tensor, classes: int, repetitions: int) -> Iterator[Row]:
-    """Each dtype and layout, with the share of `fill_`."""
-    for dtype in (torch.float32, torch.bfloat16, torch.uint8):
-        for layout in ("BLV", "BVL"):
-            shape = (LENGTH, classes) if layout == "BLV" else (classes, LENGTH)
-            out = torch.empty((len(ids), *shape), dtype=dtype, device="cuda")
-            F.one_hot(ids, classes, dtype, layout, out=out)
-            expected = nnf.one_hot(ids.long(), classes).to(dtype)
-            expected = expected if layout == "BLV" else expected.transpose(1, 2)
-            if not torch.equal(out, expected):
-                raise harness.Disagreement(f"one_hot {dtype} {layout} is wrong")
-            del expected
-            found = milliseconds(
-                {
-                    "fill_": lambda: out.fill_(1),
-                    "ours": lambda: F.one_hot(ids, classes, dtype, layout, out=out),
-                },
-                repetitions,
-            )
-            for name, ms in found.items():
-                rate = out.numel() * out.element_size() / ms / 1e6
-                yield row("one_hot", f"{dtype} {layout}".removeprefix("torch."), name, ms, rate)
+def one_hot_rows(
+    ids: Tensor, classes: int, dtype: torch.dtype, layout: F.OneHotLayout, repetitions: int
+) -> Iterator[Row]:
+    """Ours and `fill_`, which writes the same bytes and reads none."""
+    shape = (LENGTH, classes) if layout == "BLV" else (classes, LENGTH)
+    out = torch.empty((len(ids), *shape), dtype=dtype, device="cuda")
+    expected = nnf.one_hot(ids.long(), classes).to(dtype)
+    if layout == "BVL":
+        expected = expected.transpose(1, 2)
+    if not torch.equal(F.one_hot(ids, classes, dtype, layout, out=out), expected):
+        raise harness.Disagreement(f"one_hot {dtype} {layout} is wrong")
+    del expected
+    calls = {
+        "fill_": lambda: out.fill_(1),
+        "ours": lambda: F.one_hot(ids, classes, dtype, layout, out=out),
+    }
+    for name, ms in milliseconds(calls, repetitions).items():
+        rate = out.numel() * out.element_size() / ms / 1e6
+        yield row("one_hot", f"{dtype} {layout}".removeprefix("torch."), name, ms, rate)
 
 
 def bytes_rows(strings: list[str], tokenizer: SmilesTokenizer, repetitions: int) -> Iterator[Row]:
@@ -79,25 +76,9 @@ def bytes_rows(strings: list[str], tokenizer: SmilesTokenizer, repetitions: int)
         tokenizer.encode_bytes(data, offsets).ids.cpu(), tokenizer.encode(strings).ids
     ):
         raise harness.Disagreement("encode_bytes on the GPU is unlike encode")
-    settings = tokenizer._settings()
-    table = torch.frombuffer(bytearray(_table(tokenizer)), dtype=torch.uint8).cuda()
-    found = milliseconds(
-        {
-            "ours": lambda: tokenizer.encode_bytes(data, offsets),
-            "ours, kernel alone": lambda: torch.ops.stib_fast.smiles_encode(
-                data, offsets, table, settings.max_length, False, True, False, False, False
-            ),
-        },
-        repetitions,
-    )
-    for name, ms in found.items():
+    calls = {"ours": lambda: tokenizer.encode_bytes(data, offsets)}
+    for name, ms in milliseconds(calls, repetitions).items():
         yield row("bytes to ids", f"{len(strings):,} strings", name, ms, len(data) / ms / 1e6)
-
-
-def _table(tokenizer: SmilesTokenizer) -> bytes:
-    from stib_fast import _smiles
-
-    return _smiles.Codec(list(tokenizer.vocabulary.tokens), True).table()
 
 
 def conv1d_rows(ids: Tensor, classes: int, filters: int, repetitions: int) -> Iterator[Row]:
@@ -169,7 +150,10 @@ def main() -> None:
     tokenizer = SmilesTokenizer(Vocabulary.preset("zinc250k"), LENGTH)
     ids = tokenizer.encode(strings[: 8192 if options.quick else 65_536]).ids.cuda()
     classes = len(tokenizer.vocabulary)
-    rows = [*one_hot_rows(ids, classes, repetitions)]
+    rows: list[Row] = []
+    for dtype in (torch.float32, torch.bfloat16, torch.uint8):
+        for layout in get_args(F.OneHotLayout):
+            rows += one_hot_rows(ids, classes, dtype, layout, repetitions)
     rows += bytes_rows(strings, tokenizer, repetitions)
     for filters in (9, 128):
         rows += conv1d_rows(ids[:8192], classes, filters, repetitions)
