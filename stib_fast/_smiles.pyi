@@ -16,7 +16,7 @@ class Strings:
     @overload
     def __init__(
         self,
-        data: Buffer,
+        data: Buffer | NDArray[np.uint8],
         offsets: Offsets,
         valid: Buffer | None = None,
         first_bit: int = 0,
