@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from stib_fast import functional as F
 
-__all__ = ["MLP", "GaussianMILoss", "InvarianceCritic"]
+__all__ = ["MLP", "GaussianMILoss", "InvarianceCritic", "OneHotConv1d"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -67,6 +68,90 @@ class GaussianMILoss(nn.Module):
         """Return the options, for printing."""
         return (
             f"eps={self.eps}, bias_correction={self.bias_correction}, precision={self.precision!r}"
+        )
+
+
+class OneHotConv1d(nn.Module):
+    """A convolution over one-hot encoded tokens that reads their ids.
+
+    It equals ``nn.Conv1d(num_classes, ...)`` on the one-hot encoding and has its parameters, by
+    name, shape and initialisation: a state_dict of one loads into the other.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of classes V, the input channels of the ``nn.Conv1d``.
+    out_channels : int
+        Number of filters F.
+    kernel_size, stride, padding, dilation : int
+        As for ``nn.Conv1d``.
+    bias : bool
+    padding_idx : int, optional
+        A class that contributes zero and gets no gradient, whatever its weights.
+    device, dtype
+        Of the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stib_fast.nn import OneHotConv1d
+    >>> ids = torch.zeros(2, 120, dtype=torch.uint8)
+    >>> OneHotConv1d(64, 9, kernel_size=9, padding=4)(ids).shape
+    torch.Size([2, 9, 120])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        bias: bool = True,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.padding_idx = padding_idx
+        shape = (out_channels, num_classes, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as ``nn.Conv1d`` does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Features [B, F, L'] of integer ids [B, L]; see `stib_fast.functional.one_hot_conv1d`."""
+        return F.one_hot_conv1d(
+            ids,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.padding_idx,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the sizes and options, for printing."""
+        filters, classes, taps = self.weight.shape
+        return (
+            f"{classes}, {filters}, kernel_size={taps}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}, "
+            f"padding_idx={self.padding_idx}"
         )
 
 

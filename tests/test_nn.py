@@ -6,7 +6,7 @@ from torch import Tensor
 
 import stib_fast
 from stib_fast import functional as F
-from stib_fast.nn import MLP, GaussianMILoss, InvarianceCritic
+from stib_fast.nn import MLP, GaussianMILoss, InvarianceCritic, OneHotConv1d
 
 
 def sample(rows: int = 200) -> tuple[Tensor, Tensor]:
@@ -145,3 +145,43 @@ def test_one_column_without_its_axis_is_explained() -> None:
             call(z, y)
         with pytest.raises(ValueError, match="z has 8 rows but y has 7"):
             call(z, y[:7, None])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_hot_conv1d_is_a_conv1d(bias: bool, backend: str) -> None:
+    options = {"stride": 2, "padding": 3, "dilation": 2, "bias": bias, "dtype": torch.float64}
+    torch.manual_seed(3)
+    theirs = torch.nn.Conv1d(11, 7, 5, **options)
+    torch.manual_seed(3)
+    ours = OneHotConv1d(11, 7, 5, **options)
+    states = ours.state_dict(), theirs.state_dict()
+    assert list(states[0]) == list(states[1])
+    for one, other in zip(*(state.values() for state in states), strict=True):
+        assert torch.equal(one, other)
+
+    ids = torch.randint(11, (6, 20), dtype=torch.uint8)
+    one_hot = F.one_hot(ids, 11, torch.float64, layout="BVL")
+    # Six terms of size 1 in another order.
+    torch.testing.assert_close(ours(ids), theirs(one_hot), rtol=0, atol=1e-14)
+    for module, inputs in ((ours, ids), (theirs, one_hot)):
+        module(inputs).square().sum().backward()
+    for one, other in zip(gradients(ours).values(), gradients(theirs).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_one_hot_conv1d_takes_the_state_of_a_conv1d_and_gives_it_back(backend: str) -> None:
+    ours, theirs = OneHotConv1d(4, 3, 2), torch.nn.Conv1d(4, 3, 2)
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.weight, theirs.weight)
+    torch.nn.Conv1d(4, 3, 2).load_state_dict(ours.state_dict())
+
+
+def test_one_hot_conv1d_padding_idx(backend: str) -> None:
+    module = OneHotConv1d(4, 3, 2, padding_idx=1)
+    ids = torch.tensor([[0, 1, 1, 2]])
+    assert torch.equal(module(ids)[0, :, 1], module.bias)
+    module(ids).square().sum().backward()
+    assert not module.weight.grad[:, 1].any()
+    assert module.weight.grad[:, 0].any()
+    assert "4, 3, kernel_size=2" in repr(module)
+    assert "padding_idx=1" in repr(module)

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stib_fast.nn import OneHotConv1d
+
 
 class SmilesEncoder(nn.Module):
     """Map token ids to the mean of the latent variable.
 
-    Three convolutions over the one-hot tokens, then two linear layers over all positions. Padding
-    is a token like others here, since where it begins tells the length.
+    Three convolutions over the one-hot tokens, which are never made, then two linear layers over
+    all positions. Padding is a token like others here, since where it begins tells the length.
 
     Parameters
     ----------
@@ -51,7 +53,7 @@ class SmilesEncoder(nn.Module):
         self.max_length = max_length
         same = kernel_size // 2
         self.convolutions = nn.Sequential(
-            nn.Conv1d(vocabulary_size, channels, kernel_size, padding=same),
+            OneHotConv1d(vocabulary_size, channels, kernel_size, padding=same),
             nn.SiLU(),
             nn.Conv1d(channels, channels, kernel_size, padding=same),
             nn.SiLU(),
@@ -80,11 +82,10 @@ class SmilesEncoder(nn.Module):
         Raises
         ------
         ValueError
-            `ids` has another length or is no integer tensor.
+            `ids` has another length or is no integer tensor; on the CPU, an id out of range.
         """
-        ids = _check_ids(ids, self.max_length)
-        one_hot = F.one_hot(ids, self.vocabulary_size).to(next(self.parameters()).dtype)
-        features: Tensor = self.convolutions(one_hot.transpose(1, 2))
+        _check_ids(ids, self.max_length)
+        features: Tensor = self.convolutions(ids)
         mean: Tensor = self.head(features.flatten(1))
         return mean
 
@@ -160,7 +161,8 @@ class SmilesDecoder(nn.Module):
         ValueError
             `ids` has another length or is no integer tensor.
         """
-        ids = _check_ids(ids, self.max_length)
+        _check_ids(ids, self.max_length)
+        ids = ids.to(torch.int64)
         previous = F.pad(ids[:, :-1], (1, 0), value=self.bos_id)
         logits, _ = self._step(previous, z, self._start(z))
         nats = F.cross_entropy(
@@ -206,9 +208,8 @@ class SmilesDecoder(nn.Module):
         return self.logits(outputs), state
 
 
-def _check_ids(ids: Tensor, max_length: int) -> Tensor:
+def _check_ids(ids: Tensor, max_length: int) -> None:
     if ids.ndim != 2 or ids.shape[1] != max_length or ids.is_floating_point():
         raise ValueError(
             f"ids must be integers [B, {max_length}], not {ids.dtype} {list(ids.shape)}"
         )
-    return ids.to(torch.int64)
