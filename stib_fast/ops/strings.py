@@ -107,7 +107,7 @@ class FixedWidthStrings:
     """
 
     def __init__(self, strings: NDArray[Any]) -> None:
-        self._strings = np.ascontiguousarray(strings, strings.dtype.newbyteorder("="))
+        self._strings = np.require(strings, strings.dtype.newbyteorder("="), ["C", "ALIGNED"])
 
     def __len__(self) -> int:
         return len(self._strings)
@@ -154,6 +154,7 @@ class ArrowStrings:
             return _smiles.Strings([])
         kind = np.int64 if pyarrow.types.is_large_string(self._strings.type) else np.int32
         places = np.frombuffer(offsets, kind)[first : first + rows + 1]
+        places = np.require(places, requirements=["ALIGNED"])
         return _smiles.Strings(b"" if data is None else data, places, valid, first)
 
 
