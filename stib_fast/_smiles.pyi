@@ -12,7 +12,7 @@ class Strings:
     """Many strings, one a row, and whatever owns their memory."""
 
     @overload
-    def __init__(self, strings: list[str | None]) -> None: ...
+    def __init__(self, strings: list[str | None], first_row: int = 0) -> None: ...
     @overload
     def __init__(
         self,

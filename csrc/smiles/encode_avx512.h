@@ -31,7 +31,7 @@ class VectorEncoder {
   static constexpr int64_t kBeyond = 64;
 
   explicit VectorEncoder(const Table& table)
-      : table_(table), atoms_(table.header->alphabet.second['C'] != kAlone) {
+      : table_(table), atoms_(table.header->alphabet.second[uint8_t{'C'}] != kAlone) {
     for (int c = 0; c < 128; ++c) {
       id_[c] = static_cast<uint8_t>(table.header->single[c]);
       const bool bracket = atoms_ && (c == '[' || c == ']');

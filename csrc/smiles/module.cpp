@@ -33,41 +33,38 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// The strings of a list, which are kept alive: another thread may empty the list.
+// The strings of a list that nobody changes: they live as long as it does.
 class PythonStrings {
  public:
-  explicit PythonStrings(const py::list& list) {
+  PythonStrings(const py::list& list, int64_t first_row) : list_(list) {
     const Py_ssize_t count = PyList_GET_SIZE(list.ptr());
     views_.reserve(static_cast<size_t>(count));
-    kept_.reserve(static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      const auto item = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(list.ptr(), i));
-      views_.push_back(view_of(item, i));
-      kept_.push_back(item);
-    }
+    for (Py_ssize_t i = 0; i < count; ++i)
+      views_.push_back(view_of(PyList_GET_ITEM(list.ptr(), i), first_row + i));
   }
 
   int64_t size() const { return static_cast<int64_t>(views_.size()); }
   View row(int64_t i) const { return views_[static_cast<size_t>(i)]; }
 
  private:
-  static View view_of(const py::object& item, Py_ssize_t row) {
-    if (item.is_none()) return {nullptr, kMissing};
-    if (!PyUnicode_Check(item.ptr()))
+  static View view_of(PyObject* item, int64_t row) {
+    if (item == Py_None) return {nullptr, kMissing};
+    if (!PyUnicode_Check(item))
       throw py::value_error("row " + std::to_string(row) + ": expected a SMILES string, not " +
                             py::cast<std::string>(py::repr(item)));
-    if (!PyUnicode_IS_ASCII(item.ptr())) return {nullptr, kNotAscii};
-    return {static_cast<const char*>(PyUnicode_DATA(item.ptr())), PyUnicode_GET_LENGTH(item.ptr())};
+    if (!PyUnicode_IS_ASCII(item)) return {nullptr, kNotAscii};
+    return {static_cast<const char*>(PyUnicode_DATA(item)), PyUnicode_GET_LENGTH(item)};
   }
 
+  py::list list_;
   std::vector<View> views_;
-  std::vector<py::object> kept_;
 };
 
 // Many strings in one of their forms, with whatever owns their memory.
 class Strings {
  public:
-  explicit Strings(const py::list& list) : source_(std::in_place_type<PythonStrings>, list) {
+  Strings(const py::list& list, int64_t first_row)
+      : source_(std::in_place_type<PythonStrings>, list, first_row) {
     size_ = std::get<PythonStrings>(source_).size();
   }
 
@@ -121,7 +118,10 @@ class Strings {
 
  private:
   const py::buffer_info& kept(const py::buffer& buffer) {
-    return buffers_.emplace_back(buffer.request());
+    const py::buffer_info& info = buffers_.emplace_back(buffer.request());
+    if (!PyBuffer_IsContiguous(info.view(), 'C'))
+      throw py::value_error("data and valid must be contiguous");
+    return info;
   }
 
   int64_t size_;
@@ -149,7 +149,7 @@ class Codec {
   template <class Id>
   void encode(const Strings& strings, Array<Id> ids, Array<int64_t> lengths, Array<uint8_t> status,
               bool bos, bool eos, bool keep_unknown, bool truncate, int64_t threads) const {
-    if (ids.ndim() != 2 || ids.shape(0) != strings.size() || ids.shape(1) < bos + eos)
+    if (ids.ndim() != 2 || ids.shape(0) != strings.size() || ids.shape(1) <= bos + eos)
       throw py::value_error("ids must be [N, max_length]");
     require_size(lengths, strings.size(), "lengths");
     require_size(status, strings.size(), "status");
@@ -170,6 +170,7 @@ class Codec {
     const int64_t rows = ids.shape(0), length = ids.shape(1);
     const Id* data = ids.data();
     py::list list(static_cast<size_t>(rows));
+    PyObject_GC_UnTrack(list.ptr());  // nobody is to find it before it is full
     // In blocks, so that the text stays in the cache until Python's strings are made of it.
     const int64_t block = kDecodeRows * std::max<int64_t>(threads, 1);
     std::vector<Text> texts(static_cast<size_t>(part_count(block, threads)));
@@ -187,6 +188,7 @@ class Codec {
       for (int64_t part = 0; part < parts; ++part)
         row = add_strings(texts[static_cast<size_t>(part)], list, row);
     }
+    PyObject_GC_Track(list.ptr());
     return list;
   }
 
@@ -278,7 +280,7 @@ PYBIND11_MODULE(_smiles, module) {
   using py::arg;
   using Valid = std::optional<py::buffer>;
   py::class_<Strings>(module, "Strings")
-      .def(py::init<const py::list&>(), arg("strings"))
+      .def(py::init<const py::list&, int64_t>(), arg("strings"), arg("first_row") = 0)
       .def(py::init<const py::buffer&, const Array<int32_t>&, const Valid&, int64_t>(), arg("data"),
            arg("offsets").noconvert(), arg("valid") = py::none(), arg("first_bit") = 0)
       .def(py::init<const py::buffer&, const Array<int64_t>&, const Valid&, int64_t>(), arg("data"),

@@ -38,11 +38,12 @@ constexpr Alphabet make_alphabet(bool atom_level) {
   Alphabet alphabet{};
   for (int c = 0; c < 256; ++c) alphabet.second[c] = c >= '!' && c <= '~' ? kAlone : kSpecial;
   if (!atom_level) return alphabet;
-  alphabet.second['C'] = 'l';
-  alphabet.second['B'] = 'r';
-  alphabet.second['-'] = '>';
-  alphabet.second['<'] = '-';
-  alphabet.second['['] = alphabet.second[']'] = alphabet.second['%'] = kSpecial;
+  alphabet.second[uint8_t{'C'}] = 'l';
+  alphabet.second[uint8_t{'B'}] = 'r';
+  alphabet.second[uint8_t{'-'}] = '>';
+  alphabet.second[uint8_t{'<'}] = '-';
+  alphabet.second[uint8_t{'['}] = alphabet.second[uint8_t{']'}] = alphabet.second[uint8_t{'%'}] =
+      kSpecial;
   return alphabet;
 }
 

@@ -46,8 +46,11 @@ STIB_HOST_DEVICE uint64_t head_of(const char* token, int64_t length) {
   return head;
 }
 
-STIB_HOST_DEVICE uint32_t slot_of(uint64_t head, int64_t length, uint32_t mask) {
-  const uint64_t mixed = (head ^ static_cast<uint64_t>(length)) * 0x9e3779b97f4a7c15u;
+STIB_HOST_DEVICE uint32_t slot_of(uint64_t head, const char* token, int64_t length, uint32_t mask) {
+  constexpr uint64_t kFactor = 0x9e3779b97f4a7c15u;
+  uint64_t mixed = (head ^ static_cast<uint64_t>(length)) * kFactor;
+  for (int64_t i = 8; i < length; ++i)
+    mixed = (mixed ^ (mixed >> 32) ^ static_cast<uint8_t>(token[i])) * kFactor;
   return static_cast<uint32_t>(mixed >> 40) & mask;
 }
 
@@ -55,7 +58,8 @@ STIB_HOST_DEVICE uint32_t slot_of(uint64_t head, int64_t length, uint32_t mask) 
 STIB_HOST_DEVICE uint16_t find(const Table& table, uint64_t head, const char* token,
                                int64_t length) {
   const uint32_t mask = table.header->slot_mask;
-  for (uint32_t i = slot_of(head, length, mask); table.slots[i].length != 0; i = (i + 1) & mask) {
+  for (uint32_t i = slot_of(head, token, length, mask); table.slots[i].length != 0;
+       i = (i + 1) & mask) {
     const Slot& slot = table.slots[i];
     if (slot.head != head || slot.length != length) continue;
     int64_t k = 8;
@@ -83,7 +87,7 @@ inline std::vector<uint64_t> make_table(const std::vector<std::string>& tokens, 
     if (length == 2) header.pair[first] = static_cast<uint16_t>(id);
     if (length <= 2) continue;
     const uint64_t head = head_of(token.data(), length);
-    uint32_t i = slot_of(head, length, header.slot_mask);
+    uint32_t i = slot_of(head, token.data(), length, header.slot_mask);
     while (slots[i].length != 0) i = (i + 1) & header.slot_mask;
     slots[i] = {head, static_cast<uint32_t>(pool.size()), static_cast<uint16_t>(length),
                 static_cast<uint16_t>(id)};

@@ -127,7 +127,7 @@ class SmilesTokenizer:
         >>> tokenizer.encode_each(["C", "N", "COC", "C[", None]).status
         tensor([0, 2, 3, 1, 4], dtype=torch.uint8)
         """
-        return encode(strings_of(smiles), self._settings(), first_row)
+        return encode(strings_of(smiles, first_row), self._settings(), first_row)
 
     def encode_bytes(self, data: Tensor, offsets: Tensor) -> Encoded:
         """Turn bytes that are on the CPU or a GPU into ids there.

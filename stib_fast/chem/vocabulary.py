@@ -29,6 +29,7 @@ from stib_fast.ops.strings import strings_of
 # No SMILES token is spelt like these: '<' is a token of its own or part of '<-'.
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _VERSION = 1
+_LONGEST_TOKEN = 2**16 - 1
 _PRESETS = Path(__file__).parent / "presets"
 
 
@@ -50,7 +51,7 @@ class Vocabulary:
     ------
     ValueError
         Special tokens missing, a repeated token, one that `tokenize` would not produce, counts of
-        another length, or more than 32,768 tokens.
+        another length, a token above 65,535 characters, or more than 32,768 tokens.
 
     Examples
     --------
@@ -77,6 +78,11 @@ class Vocabulary:
                 f"tokens must begin with {SPECIAL_TOKENS}, not {self.tokens[:special]}"
             )
         for token in self.tokens[special:]:
+            if len(token) > _LONGEST_TOKEN:
+                raise ValueError(
+                    f"a token of {len(token)} characters begins {token[:20]!r}: at most "
+                    f"{_LONGEST_TOKEN} are possible"
+                )
             if tokenize(token, self.level) != [token]:
                 raise ValueError(f"{token!r} is not one token at level {self.level!r}")
         if len(set(self.tokens)) != len(self.tokens):
@@ -134,11 +140,10 @@ class Vocabulary:
         >>> len(Vocabulary.preset("zinc250k"))
         66
         """
-        path = _PRESETS / f"{name}.json"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.json")))
-            raise ValueError(f"there is no vocabulary {name!r}; there are {known}")
-        return cls.load(path)
+        known = sorted(file.stem for file in _PRESETS.glob("*.json"))
+        if name not in known:
+            raise ValueError(f"there is no vocabulary {name!r}; there are {', '.join(known)}")
+        return cls.load(_PRESETS / f"{name}.json")
 
     @cached_property
     def token_ids(self) -> dict[str, int]:
@@ -279,7 +284,7 @@ class VocabularyBuilder:
         ValueError
             A malformed or missing string, unless these are to be passed over; its row is named.
         """
-        for part in strings_of(smiles):
+        for part in strings_of(smiles, first_row):
             counts, longest, status = count(part, self.level)
             refused = np.flatnonzero(status.numpy() != Status.KEPT)
             if refused.size and not self.drop_malformed:

@@ -278,16 +278,16 @@ def encode_bytes(data: Tensor, offsets: Tensor, settings: Settings) -> EncodedRo
         )
     if data.device != offsets.device:
         raise ValueError(f"data is on {data.device} but offsets are on {offsets.device}")
-    data, offsets = data.contiguous(), offsets.contiguous()
-    if data.device.type != "cuda" or backends.cuda_unusable is not None:
-        part = ByteStrings(data.cpu(), offsets.cpu())
-        return EncodedRows(*(tensor.to(data.device) for tensor in encode([part], settings)))
-    places = offsets.to(torch.int64)
+    data, places = data.contiguous(), offsets.to(torch.int64)
     valid = (places[0] >= 0) & (places[-1] <= len(data)) & (places.diff() >= 0).all()
+    if data.device.type != "cuda" or backends.cuda_unusable is not None:
+        _require_valid(valid)
+        part = ByteStrings(data.cpu(), offsets.contiguous().cpu())
+        return EncodedRows(*(tensor.to(data.device) for tensor in encode([part], settings)))
     encoded = EncodedRows(
         *torch.ops.stib_fast.smiles_encode(
             data,
-            places,
+            places.contiguous(),
             _table(settings.tokens, settings.level).to(data.device),
             settings.max_length,
             settings.bos,
@@ -300,11 +300,15 @@ def encode_bytes(data: Tensor, offsets: Tensor, settings: Settings) -> EncodedRo
     allowed = torch.ones(len(Status), dtype=torch.bool, device=data.device)
     allowed[[int(status) for status in settings.refused()]] = False
     if not bool(valid & allowed[encoded.status.long()].all()):
-        if not valid:
-            raise ValueError("offsets must ascend and stay within the data")
-        part = ByteStrings(data.cpu(), offsets.cpu())
+        _require_valid(valid)
+        part = ByteStrings(data.cpu(), places.cpu())
         _require_allowed(part, settings, encoded.status.cpu(), 0)
     return encoded
+
+
+def _require_valid(offsets_are: Tensor) -> None:
+    if not offsets_are:
+        raise ValueError("offsets must ascend and stay within the data")
 
 
 def _encode_compiled(part: Strings, settings: Settings, places: EncodedRows) -> None:

@@ -29,7 +29,7 @@ class Strings(Protocol):
         ...
 
 
-def strings_of(smiles: Any) -> list[Strings]:
+def strings_of(smiles: Any, first_row: int = 0) -> list[Strings]:
     """Recognise the form of many strings.
 
     Parameters
@@ -37,7 +37,9 @@ def strings_of(smiles: Any) -> list[Strings]:
     smiles : list of str, NumPy array, Arrow array, or any other iterable of str
         NumPy's fixed-width ``U`` and ``S`` types and Arrow's arrays (pyarrow, chunked or not, and
         whatever speaks Arrow's PyCapsule protocol, as pandas and polars do) are read in place.
-        None is a missing string.
+        None is a missing string, and so is what a masked array masks.
+    first_row : int
+        Number of the first row, for messages.
 
     Returns
     -------
@@ -60,16 +62,16 @@ def strings_of(smiles: Any) -> list[Strings]:
             "smiles must be a list of strings, not one string (a file is given as a pathlib.Path)"
         )
     if isinstance(smiles, np.ndarray):
-        return [_of_array(smiles)]
+        return [_of_array(smiles, first_row)]
     if hasattr(smiles, "__arrow_c_stream__") or hasattr(smiles, "__arrow_c_array__"):
         return [ArrowStrings(chunk) for chunk in _chunks(smiles)]
     if not isinstance(smiles, Iterable):
         raise ValueError(f"smiles must be strings, not {type(smiles).__name__}")
-    return [PythonStrings(smiles if isinstance(smiles, list) else list(smiles))]
+    return [PythonStrings(smiles, first_row)]
 
 
 class PythonStrings:
-    """A list of str.
+    """Strings one by one; they are copied into a list that nobody else can change.
 
     Examples
     --------
@@ -77,8 +79,9 @@ class PythonStrings:
     'C'
     """
 
-    def __init__(self, strings: list[Any]) -> None:
-        self._strings = strings
+    def __init__(self, strings: Iterable[Any], first_row: int = 0) -> None:
+        self._strings = list(strings)
+        self._first_row = first_row
 
     def __len__(self) -> int:
         return len(self._strings)
@@ -87,14 +90,14 @@ class PythonStrings:
         """Return one row."""
         text = self._strings[row]
         if text is not None and not isinstance(text, str):
-            raise ValueError(f"row {row}: expected a SMILES string, not {text!r}")
+            raise ValueError(f"row {self._first_row + row}: expected a SMILES string, not {text!r}")
         return text
 
     def compiled(self) -> _smiles.Strings:
         """Return the rows as the compiled tokeniser reads them."""
         from stib_fast import _smiles
 
-        return _smiles.Strings(self._strings)
+        return _smiles.Strings(self._strings, self._first_row)
 
 
 class FixedWidthStrings:
@@ -188,13 +191,13 @@ class ByteStrings:
         return _smiles.Strings(self._data, self._offsets)
 
 
-def _of_array(strings: NDArray[Any]) -> Strings:
+def _of_array(strings: NDArray[Any], first_row: int) -> Strings:
     if strings.ndim != 1:
         raise ValueError(f"smiles must be an array [N], not {list(strings.shape)}")
-    if strings.dtype.kind in "US":
+    if strings.dtype.kind in "US" and not isinstance(strings, np.ma.MaskedArray):
         return FixedWidthStrings(strings)
-    if strings.dtype.kind in "OT":  # objects, and NumPy 2's strings of any width
-        return PythonStrings(strings.tolist())
+    if strings.dtype.kind in "USOT":  # T: NumPy 2's strings of any width
+        return PythonStrings(strings.tolist(), first_row)
     raise ValueError(f"smiles must be an array of strings, not of {strings.dtype}")
 
 

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from stib_fast.chem import Vocabulary
-from stib_fast.data.molecules import read_csv
+from stib_fast.chem import Vocabulary, VocabularyBuilder, tokenize
 
 SMILES = ["CCl", "C[nH]", "BrC%10", "C=O"]
 
 
-def test_tokens_are_sorted_after_the_four_special_ones() -> None:
+def test_tokens_are_sorted_after_the_four_special_ones(backend: str) -> None:
     vocabulary = Vocabulary.from_smiles(SMILES)
     assert vocabulary.tokens == (
         *("<pad>", "<bos>", "<eos>", "<unk>"),
@@ -30,7 +35,7 @@ def test_tokens_are_sorted_after_the_four_special_ones() -> None:
     assert [vocabulary.token_ids[token] for token in vocabulary.tokens] == list(range(11))
 
 
-def test_character_level() -> None:
+def test_character_level(backend: str) -> None:
     assert Vocabulary.from_smiles(["CCl"], level="char").tokens[4:] == ("C", "l")
 
 
@@ -70,10 +75,11 @@ def test_it_is_frozen() -> None:
         (["C", "C["], r"row 1: .*column 2"),
         (["C", ""], "row 1: .*empty"),
         ("CCO", "not one string"),
-        (["C", None], "row 1"),
+        (["C", None], "row 1: the SMILES is missing"),
+        (["C", 3], "row 1: expected a SMILES string"),
     ],
 )
-def test_from_smiles_refuses(smiles: object, message: str) -> None:
+def test_from_smiles_refuses(backend: str, smiles: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Vocabulary.from_smiles(smiles)
 
@@ -139,12 +145,106 @@ def test_load_of_no_file(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path / "none.json")
 
 
+# ---- VocabularyBuilder ---------------------------------------------------------------------------
+
+PIECES = ["C", "Cl", "[nH]", "[13C@@H2+]", "%12", "->", "[", "%", " ", "é", "1"]
+batches = st.lists(
+    st.lists(
+        st.one_of(st.none(), st.lists(st.sampled_from(PIECES), max_size=6).map("".join)),
+        max_size=6,
+    ),
+    max_size=4,
+)
+
+
+def is_well_formed(text: str | None, level: Any) -> bool:
+    try:
+        return text is not None and bool(tokenize(text, level))
+    except ValueError:
+        return False
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # one backend for all
+@given(batches=batches, level=st.sampled_from(["atom", "char"]))
+def test_batches_add_up(backend: str, batches: list[list[str | None]], level: Any) -> None:
+    builder = VocabularyBuilder(level, drop_malformed=True)
+    for batch in batches:
+        builder.add(batch)
+    rows = [text for batch in batches for text in batch]
+    kept = [tokenize(text, level) for text in rows if is_well_formed(text, level)]
+    assert builder.strings == len(rows)
+    assert builder.malformed == len(rows) - len(kept)
+    assert builder.longest == max(map(len, kept), default=0)
+    if not kept:
+        with pytest.raises(ValueError, match="at least one"):
+            builder.vocabulary()
+        return
+    vocabulary = builder.vocabulary()
+    counts = Counter(token for tokens in kept for token in tokens)
+    assert dict(zip(vocabulary.tokens[4:], vocabulary.counts[4:], strict=True)) == counts
+    assert vocabulary.tokens[4:] == tuple(sorted(counts))
+
+
+def test_a_builder_names_the_row(backend: str) -> None:
+    builder = VocabularyBuilder()
+    with pytest.raises(ValueError, match=r"^row 11: .*column 2"):
+        builder.add(["C", "C["], first_row=10)
+    with pytest.raises(ValueError, match=r"^row 12: the SMILES is missing"):
+        builder.add(pyarrow.chunked_array([["C", "C"], [None]]), first_row=10)
+
+
+def test_a_builder_takes_every_form(backend: str) -> None:
+    wanted = Vocabulary.from_smiles(SMILES)
+    for smiles in (iter(SMILES), np.array(SMILES), pyarrow.chunked_array([SMILES[:1], SMILES[1:]])):
+        vocabulary = Vocabulary.from_smiles(smiles)
+        assert vocabulary == wanted
+        assert vocabulary.counts == wanted.counts
+
+
+def test_a_builder_refuses_an_unknown_level() -> None:
+    with pytest.raises(ValueError, match="level"):
+        VocabularyBuilder("word")
+
+
+# ---- presets and real molecules ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "size"), [("qm9", 29), ("zinc250k", 66)])
+def test_presets(name: str, size: int) -> None:
+    vocabulary = Vocabulary.preset(name)
+    assert len(vocabulary) == size
+    assert vocabulary.level == "atom"
+    assert all(vocabulary.counts[4:])
+
+
+def test_presets_are_known_by_name() -> None:
+    with pytest.raises(ValueError, match=r"no vocabulary 'chembl'; there are qm9, zinc250k"):
+        Vocabulary.preset("chembl")
+
+
+def smiles_in(path: Path) -> pyarrow.ChunkedArray:
+    from pyarrow import csv
+
+    return csv.read_csv(path)["smiles"]
+
+
 @pytest.mark.data
-def test_real_vocabularies(data_dir: Path) -> None:
-    isomers = read_csv(data_dir / "qm9_c7h10o2.csv", targets={})
+def test_presets_are_of_the_real_molecules(library: None, data_dir: Path) -> None:
+    qm9, zinc = VocabularyBuilder(), VocabularyBuilder()
+    qm9.add(smiles_in(data_dir / "qm9_c7h10o2.csv"))
+    qm9.add(smiles_in(data_dir / "qm9_other.csv.gz"))
+    zinc.add(smiles_in(data_dir / "zinc250k.csv.gz"))
+    for name, builder in (("qm9", qm9), ("zinc250k", zinc)):
+        assert builder.vocabulary() == Vocabulary.preset(name)
+        assert builder.vocabulary().counts == Vocabulary.preset(name).counts
+    assert zinc.longest == 72
+
+
+@pytest.mark.data
+def test_real_vocabularies(library: None, data_dir: Path) -> None:
+    isomers = Vocabulary.from_smiles(smiles_in(data_dir / "qm9_c7h10o2.csv"))
     # The data's own description: 9 atom-level tokens, besides the special ones.
-    assert len(Vocabulary.from_smiles(isomers.smiles)) == 9 + 4
-    zinc = read_csv(data_dir / "zinc250k.csv.gz", targets={})
-    vocabulary = Vocabulary.from_smiles(zinc.smiles)
+    assert len(isomers) == 9 + 4
+    vocabulary = Vocabulary.from_smiles(smiles_in(data_dir / "zinc250k.csv.gz"))
     assert len(vocabulary) == 62 + 4
     assert {"Cl", "Br", "[nH]", "[C@@H]"} <= set(vocabulary.tokens)
