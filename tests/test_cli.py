@@ -79,7 +79,7 @@ def test_embed_writes_a_row_a_point(run, tmp_path):
 
 
 def test_qm9_from_training_to_embedding(tmp_path, capsys):
-    strings = [f"C{'C' * (i % 5)}{'O' * (i % 3)}N" for i in range(60)]
+    strings = [f"C{'C' * (i % 5)}{'O' * (i // 5)}N" for i in range(60)]
     rows = [f"{s},{60 + i % 7},{0.2 + 0.001 * i}" for i, s in enumerate(strings)]
     data = tmp_path / "molecules.csv"
     data.write_text("\n".join(["SMILES,alpha,gap", *rows]) + "\n")
@@ -97,14 +97,147 @@ def test_qm9_from_training_to_embedding(tmp_path, capsys):
     assert header.endswith("z1_3,gap_ev,polarisability")
 
 
+TINY = ["--model.channels", "4", "--model.encoder_hidden", "8", "--model.decoder_hidden", "8"]
+TINY += ["--optimisation.steps", "2", "--optimisation.batch", "8"]
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    """60 rows, of which 50 are of use: with every kind of dirt that a table can hold."""
+    good = [f"C{'C' * (i % 5)}{'O' * (i // 5)}N,{60 + i % 7},{0.2 + 0.001 * i}" for i in range(50)]
+    bad = ["CF,x,1", "CF,,1", "CF,1,nan", ",1,1", "C[F,1,1", "C F,1,1", "C1CC,1,1", "FFF,1,1"]
+    repeats = [good[4], "NC,1,1"]  # the second: the first molecule, read from its other end
+    path = tmp_path_factory.mktemp("table") / "dirty.csv"
+    path.write_text("\n".join(["name,logS,pKa", *good, *bad, *repeats]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def table_run(dirty):
+    folder = dirty.parent / "run"
+    command = ["train", "table", "--data", str(dirty), "--smiles", "name", "--run", str(folder)]
+    assert main([*command, "--target", "pKa", "logS", *TINY]) == 0
+    return folder
+
+
+def test_a_dirty_table_is_trained_on_and_accounted_for(table_run, dirty, capsys):
+    assert main(["table", str(table_run)]) == 0
+    shown = capsys.readouterr().out
+    header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
+    assert header[3:7] == ["MAE pKa", "expl.", "MAE logS", "expl."]
+    assert "paper" not in shown.splitlines()[2]
+    assert shown.splitlines()[-1] == (
+        "Data (run): 60 rows read, 50 kept; 3 with a target that is not a finite number; "
+        "1 without SMILES; 2 with a malformed SMILES; 2 with a SMILES that RDKit does not read; "
+        "2 repeating a molecule."
+    )
+    # Names its file with its full path, so that it resumes from anywhere.
+    assert yaml.safe_load((table_run / "config.yaml").read_text())["data"] == str(dirty)
+    assert {"training.png", "table.md", "data.json"} <= {path.name for path in table_run.iterdir()}
+
+
+def test_a_table_run_is_evaluated_embedded_and_resumed(table_run, dirty, capsys):
+    assert main(["evaluate", str(table_run)]) == 0
+    output = capsys.readouterr()
+    assert {"mae_pKa", "mae_logS", "r2_pKa", "mi_bits"} <= set(json.loads(output.out))
+    assert output.err == ""
+    assert main(["evaluate", str(table_run), "--data", str(dirty)]) == 0
+    output = capsys.readouterr()
+    assert "train_mae_pKa" not in json.loads(output.out)
+    assert output.err.count(": of 60 rows left out ") == 5
+    clean = dirty.with_name("clean.csv")
+    clean.write_text("name\nCON\nNOC\nCON\n")
+    assert main(["embed", str(table_run), str(clean)]) == 0
+    lines = clean.with_suffix(".embedding.csv").read_text().splitlines()
+    assert lines[0].endswith("z1_3,pKa,logS")
+    assert len(lines) == 4
+    (table_run / "evaluation.json").unlink()
+    assert main(["resume", str(table_run)]) == 0
+    assert (table_run / "evaluation.json").is_file()
+
+
+def test_parquet_and_repeated_target_options(dirty, tmp_path):
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(dirty), tmp_path / "t.parquet")
+    command = [
+        "train",
+        "table",
+        "--data",
+        str(tmp_path / "t.parquet"),
+        "--run",
+        str(tmp_path / "r"),
+    ]
+    options = ["--smiles", "name", "--target", "pKa", "--molecules.check", "false"]
+    assert main([*command, *options, *TINY]) == 0
+    account = json.loads((tmp_path / "r" / "data.json").read_text())
+    # Without RDKit: what it alone refuses, and the molecule read from its other end, stay.
+    assert (account["read"], account["kept"]) == (60, 54)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--molecules.strict", "true"],
+            "3 with a target that is not a finite number: row 51: 'x'",
+        ),
+        (["--target", "mass"], "column 'mass' is missing; there are ['name', 'logS', 'pKa']"),
+        (["--target", "name"], "column 'name' is asked for more than once"),
+        (["--smiles", "logS"], "column 'logS' is asked for more than once"),
+        (["--optimisation.batch", "400"], "48 molecules to train on are fewer than"),
+        (["--data", "table.xlsx"], "ends in one of .smi, .smi.gz, .csv, .csv.gz, .parquet"),
+        (["--data", "."], "is not a token cache: it has no cache.json"),
+    ],
+)
+def test_tables_that_cannot_be_used(options, message, dirty, tmp_path, capsys):
+    command = [
+        "train",
+        "table",
+        "--data",
+        str(dirty),
+        "--smiles",
+        "name",
+        "--target",
+        "pKa",
+        "logS",
+    ]
+    if options[0] == "--target":
+        command = command[:-3]
+    folder = tmp_path / "run"
+    assert main([*command, *TINY, "--run", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not folder.exists()
+
+
+def test_zinc_predicts_druglikeness_beside_the_paper(dirty, tmp_path, capsys):
+    _, *rows = dirty.read_text().splitlines()
+    data = tmp_path / "zinc.csv"
+    data.write_text("\n".join(["smiles,logP,qed", *rows]) + "\n")
+    command = ["train", "zinc", "--data", str(data), *TINY]
+    assert main([*command, "--run", str(tmp_path / "qed")]) == 0
+    shown = capsys.readouterr().out
+    assert "paper: STIB " in shown
+    assert "MAE qed" in shown
+    both = [*command, "--molecules.targets", "[qed, logP]", "--run", str(tmp_path / "both")]
+    assert main(both) == 0
+    shown = capsys.readouterr().out
+    assert "paper: STIB " not in shown
+    assert "MAE logP" in shown
+    assert main(["table", str(tmp_path / "qed"), str(tmp_path / "both")]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert next(row for row in rows if "STIB (qed)" in row).count("–") == 2
+
+
 def test_doctor_explains_every_backend(capsys):
     assert main(["doctor", "--json"]) == 0
     backends = json.loads(capsys.readouterr().out)["backends"]
-    assert set(backends) == {"cpp", "eager", "triton", "cuda"}
+    assert set(backends) == {"cpp", "cpp (smiles)", "eager", "triton", "cuda"}
     assert backends["eager"]["usable"]
     assert all(state["reason"] for state in backends.values())
     assert main(["doctor"]) == 0
-    assert "eager    usable" in capsys.readouterr().out
+    assert "eager usable" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_works_where_the_backend_asked_for_does_not():

@@ -11,16 +11,16 @@ import jsonargparse
 import numpy
 
 from stib_fast.cli.parsers import Commands, command
-from stib_fast.data import read_csv
+from stib_fast.data import read_table
 from stib_fast.reports import table_of
-from stib_fast.training import QM9, Run, load, read_arrays
+from stib_fast.training import MoleculeExperiment, Run, load, read_arrays
 
 
 def add_to(commands: Commands) -> None:
     """Add the commands."""
     evaluate = command("Measure a model; prints JSON.")
     evaluate.add_argument("run", type=str)
-    evaluate.add_argument("--data", type=str, help="npz with x, y (artificial), or molecules")
+    evaluate.add_argument("--data", type=str, help="npz with x, y; or table of molecules")
     commands.add_subcommand("evaluate", evaluate)
 
     table = command("Set finished runs beside the paper's table.")
@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
 
     embed = command("Write z0, z1 and the prediction of each row as CSV.")
     embed.add_argument("run", type=str)
-    embed.add_argument("file", type=str, help="npz with x, or CSV with SMILES")
+    embed.add_argument("file", type=str, help="npz with x, or table with SMILES")
     embed.add_argument("--smiles", type=str, help="column of the SMILES")
     embed.add_argument("-o", "--output", type=str, help="default: FILE with .embedding.csv")
     commands.add_subcommand("embed", embed)
@@ -48,13 +48,13 @@ def _table(options: jsonargparse.Namespace) -> None:
 def _embed(options: jsonargparse.Namespace) -> None:
     trained = load(options.run)
     file = Path(options.file)
-    if isinstance(trained.experiment, QM9):
+    if isinstance(trained.experiment, MoleculeExperiment):
         column = options.smiles or trained.experiment.config.molecules.smiles
-        rows: Any = read_csv(file, column, targets={}).smiles
-        predictions = ["gap_ev", "polarisability"]
+        rows: Any = read_table(file, column, targets={}).smiles
+        predictions = trained.experiment.predictions
     else:
         (rows,) = read_arrays(file, ("x",))
-        predictions = ["y0", "y1"]
+        predictions = ("y0", "y1")
     z0, z1 = trained.encode(rows)
     output = Path(options.output) if options.output else file.with_suffix(".embedding.csv")
     header = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
@@ -10,17 +11,21 @@ import jsonargparse
 from stib_fast.cli.parsers import Commands, command
 from stib_fast.reports import table_of, write_report
 from stib_fast.training import (
+    MOLECULE_EXPERIMENTS,
     QM9,
     Artificial,
     ArtificialConfig,
     Interrupted,
-    QM9Config,
+    MoleculeExperiment,
     Run,
+    Table,
     Trained,
+    Zinc,
     experiment_of,
     train,
 )
 
+TABLES = ".csv, .csv.gz or .parquet file"
 PAPER_CONFIG = Path(__file__).parents[1] / "configs" / "artificial_paper.yaml"
 
 
@@ -32,11 +37,19 @@ def add_to(commands: Commands) -> None:
     artificial = _training_command("The paper's artificial experiment.", ArtificialConfig)
     artificial.add_argument("--paper", action="store_true", help="start from the authors' settings")
     experiments.add_subcommand(Artificial.name, artificial)
-    qm9 = _training_command("C7H10O2 isomers of QM9: SMILES, gap, polarisability.", QM9Config)
-    qm9.add_argument(
-        "--data", type=str, required=True, help="CSV file, or the official .xyz.tar.bz2"
-    )
-    experiments.add_subcommand(QM9.name, qm9)
+    for kind, description, data in (
+        (QM9, "QM9's molecules: gap and polarisability.", f"{TABLES}, or official .xyz.tar.bz2"),
+        (Zinc, "ZINC250k: druglikeness, or other columns.", f"{TABLES}, or token cache"),
+        (Table, "Any table of molecules with properties.", f"{TABLES}, or token cache"),
+    ):
+        molecules = _training_command(description, kind.config_type)
+        molecules.add_argument("--data", type=str, required=True, help=data)
+        if kind is Table:
+            molecules.add_argument("--smiles", type=str, help="column of the SMILES")
+            molecules.add_argument(
+                "--target", type=str, nargs="+", action="extend", help="columns to predict"
+            )
+        experiments.add_subcommand(kind.name, molecules)
 
     resume = command("Continue a run that was stopped.")
     resume.add_argument("run", type=str)
@@ -62,13 +75,21 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
 def _train(options: jsonargparse.Namespace) -> None:
     name = options.experiment
     chosen = options[name]
-    experiment: Artificial | QM9
+    experiment: Artificial | MoleculeExperiment
     if name == Artificial.name:
         experiment = Artificial(ArtificialConfig(chosen.model, chosen.optimisation))
     else:
+        kind = MOLECULE_EXPERIMENTS[name]
         data = str(Path(chosen.data).resolve())
-        experiment = QM9.from_file(
-            QM9Config(data, chosen.molecules, chosen.model, chosen.optimisation)
+        molecules = chosen.molecules
+        if kind is Table:
+            molecules = replace(
+                molecules,
+                smiles=chosen.smiles or molecules.smiles,
+                targets=tuple(chosen.target or molecules.targets),
+            )
+        experiment = kind.from_file(
+            kind.config_type(data, molecules, chosen.model, chosen.optimisation)
         )
     run = Run(chosen.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     run.create(experiment)
@@ -81,7 +102,9 @@ def _resume(options: jsonargparse.Namespace) -> None:
     _train_and_report(experiment, run, resume=run.checkpoint.exists())
 
 
-def _train_and_report(experiment: Artificial | QM9, run: Run, *, resume: bool) -> None:
+def _train_and_report(
+    experiment: Artificial | MoleculeExperiment, run: Run, *, resume: bool
+) -> None:
     try:
         model = train(experiment, run, resume=resume)
     except Interrupted as stop:

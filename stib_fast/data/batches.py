@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Rows(Protocol):
+    """Rows that can be gathered: a tensor, or what reads them from elsewhere."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Return the rows of these numbers, int64 [n]."""
+        ...
 
 
 class ShuffledBatches:
@@ -15,8 +28,8 @@ class ShuffledBatches:
 
     Parameters
     ----------
-    *tensors : Tensor
-        Of the same number of rows.
+    *parts : Rows
+        Tensors, or other `Rows`; of the same number of rows.
     batch_size : int
     seed : int
         Of the order.
@@ -33,11 +46,11 @@ class ShuffledBatches:
     [0, 1, 2, 3]
     """
 
-    def __init__(self, *tensors: Tensor, batch_size: int, seed: int) -> None:
-        rows = len(tensors[0])
+    def __init__(self, *parts: Rows, batch_size: int, seed: int) -> None:
+        rows = len(parts[0])
         if not 1 <= batch_size <= rows:
             raise ValueError(f"batch_size must lie between 1 and the {rows} rows; got {batch_size}")
-        self.tensors = tensors
+        self.parts = parts
         self.batch_size = batch_size
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -47,9 +60,9 @@ class ShuffledBatches:
 
     def __next__(self) -> tuple[Tensor, ...]:
         if len(self._order) < self.batch_size:
-            self._order = torch.randperm(len(self.tensors[0]), generator=self._generator)
+            self._order = torch.randperm(len(self.parts[0]), generator=self._generator)
         rows, self._order = self._order.split([self.batch_size, len(self._order) - self.batch_size])
-        return tuple(tensor[rows] for tensor in self.tensors)
+        return tuple(part[rows] for part in self.parts)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is left of the epoch and the generator's state."""

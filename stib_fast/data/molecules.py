@@ -1,26 +1,57 @@
-"""Tables of molecules with properties, read from CSV files and from QM9's archives."""
+"""Tables of molecules with properties, read from anybody's files and from QM9's archives."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 import tarfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from stib_fast.chem import VocabularyBuilder, tokenize
+from stib_fast.chem.files import read_batches
+from stib_fast.chem.validity import canonical_smiles
+
+if TYPE_CHECKING:
+    import pyarrow
 
 EV_PER_HARTREE = 27.211386
 
 # Places in a QM9 record's property line: tag, index, A, B, C, mu, alpha, homo, lumo, gap, ...
 # (Ramakrishnan et al. 2014, Sci. Data 1:140022, Table 3.)
 _ALPHA, _GAP = 6, 9
-_NAMED_PROBLEMS = 5
+_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows that were left out for one reason.
+
+    Parameters
+    ----------
+    reason : str
+        What is wrong with them, to be read after "3 rows".
+    count : int
+        How many they are.
+    first : tuple of str
+        The first few: row (from 1) and what it holds.
+    """
+
+    reason: str
+    count: int
+    first: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.first:
+            return f"{self.count} {self.reason}"
+        more = ["..."] if self.count > len(self.first) else []
+        return f"{self.count} {self.reason}: {'; '.join([*self.first, *more])}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +67,13 @@ class MoleculeTable:
     target_names : tuple of str
         T names.
     units : tuple of str
-        T units; "" for a number without unit.
+        T units; "" for a number without unit, or whose unit nobody told.
+    source : str
+        Where they come from, for messages.
+    rows : Tensor, optional
+        int64, shape [N]: the place of each row in its source, from 1. Default: 1 to N.
+    left_out : tuple of LeftOut
+        What else the source held.
 
     Raises
     ------
@@ -54,6 +91,9 @@ class MoleculeTable:
     targets: Tensor
     target_names: tuple[str, ...]
     units: tuple[str, ...]
+    source: str = "table"
+    rows: Tensor | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.smiles), len(self.target_names))
@@ -62,24 +102,94 @@ class MoleculeTable:
                 f"{shape[0]} SMILES, {shape[1]} target names and {len(self.units)} units do not "
                 f"fit targets of shape {list(self.targets.shape)}"
             )
+        if self.rows is not None and self.rows.shape != shape[:1]:
+            raise ValueError(f"rows has shape {list(self.rows.shape)}, not [{shape[0]}]")
 
     def __len__(self) -> int:
         return len(self.smiles)
 
+    def row(self, i: int) -> int:
+        """Return the place of the i-th row in its source, from 1."""
+        return i + 1 if self.rows is None else int(self.rows[i])
 
-def read_csv(
-    path: str | Path, smiles: str = "smiles", *, targets: Mapping[str, str]
+    def without(
+        self,
+        bad: NDArray[np.bool_],
+        reason: str,
+        describe: Callable[[int], str],
+        *,
+        strict: bool = False,
+    ) -> MoleculeTable:
+        """Leave rows out and keep account of them.
+
+        Parameters
+        ----------
+        bad : array of bool [N]
+            The rows to leave out.
+        reason : str
+            What is wrong with them, to be read after "3 rows".
+        describe : callable
+            Row (from 0) → what it holds; called for the first few.
+        strict : bool
+            Refuse such rows instead.
+
+        Raises
+        ------
+        ValueError
+            `strict`, and there are such rows; the message counts them and names the first.
+
+        Examples
+        --------
+        >>> table = MoleculeTable(["C", "?"], torch.zeros(2, 0), (), ())
+        >>> rest = table.without(np.array([False, True]), "of odd marks", lambda i: table.smiles[i])
+        >>> rest.smiles, str(rest.left_out[0])
+        (['C'], '1 of odd marks: row 2: ?')
+        """
+        found = np.flatnonzero(bad)
+        if not len(found):
+            return self
+        first = tuple(f"row {self.row(i)}: {describe(i)}" for i in found[:_NAMED_ROWS].tolist())
+        note = LeftOut(reason, len(found), first)
+        if strict:
+            raise ValueError(f"{self.source}: rows that strict reading refuses: {note}")
+        kept = torch.from_numpy(np.flatnonzero(~bad))
+        return replace(
+            self,
+            smiles=[self.smiles[i] for i in kept.tolist()],
+            targets=self.targets[kept],
+            rows=kept + 1 if self.rows is None else self.rows[kept],
+            left_out=(*self.left_out, note),
+        )
+
+
+def read_table(
+    path: str | Path,
+    smiles: str = "smiles",
+    *,
+    targets: Mapping[str, str],
+    strict: bool = True,
+    check: bool = False,
+    unique: bool = False,
 ) -> MoleculeTable:
-    r"""Read SMILES and properties from a CSV file with a header.
+    r"""Read SMILES and properties from a table.
 
     Parameters
     ----------
     path : str or Path
-        A ``.csv`` or ``.csv.gz`` file, UTF-8.
+        A file that `stib_fast.chem.files.read_batches` knows: ``.csv``, ``.csv.gz``, ``.parquet``,
+        or, for SMILES alone, ``.smi``.
     smiles : str
         The column of the SMILES strings; blanks and newlines around them are taken off.
     targets : mapping of str to str
         Columns to read as numbers, with their units: ``{"logP": "", "qed": ""}``.
+    strict : bool
+        Whether rows that cannot be used are an error, or left out and counted: those without
+        SMILES, with a target that is not a finite number, with a SMILES that cannot be cut into
+        tokens; with `check` those that are no molecule; with `unique` those that repeat another.
+    check : bool
+        Let RDKit read every string (`stib_fast.chem.validity.canonical_smiles`).
+    unique : bool
+        Keep only the first row of each molecule (with `check`) or of each string (without).
 
     Returns
     -------
@@ -91,22 +201,24 @@ def read_csv(
     OSError
         The file cannot be read.
     ValueError
-        No rows, a column that is missing or appears twice, an empty SMILES, or a value that is not
-        a finite number. The message counts the bad cells and names the first with row (from 1,
-        after the header) and column.
+        No usable rows; a column that is missing, appears twice or holds no numbers; what `strict`
+        refuses. The message counts the rows and names the first (from 1, after the header).
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "table.csv"
-    ...     _ = path.write_text("smiles,logP\nCCO,-0.0014\n")
-    ...     read_csv(path, targets={"logP": ""}).targets
+    ...     _ = path.write_text("smiles,logP\nCCO,-0.0014\nCC,\n")
+    ...     table = read_table(path, targets={"logP": ""}, strict=False)
+    >>> table.targets
     tensor([[-0.0014]], dtype=torch.float64)
+    >>> print(table.left_out[0])
+    1 with a target that is not a finite number: row 2: '' in column 'logP'
     """
-    path = Path(path)
-    records = _csv_records(path, smiles, list(targets))
-    return _table(path, records, tuple(targets), tuple(targets.values()))
+    batches = read_batches(path, [smiles, *targets])
+    table = _table(Path(path), batches, tuple(targets), tuple(targets.values()), strict)
+    return _molecules(table, strict, check, unique)
 
 
 def read_qm9(
@@ -115,18 +227,24 @@ def read_qm9(
     polarisability: str = "alpha",
     smiles: str = "smiles",
     gap_unit: Literal["hartree", "ev"] = "hartree",
+    *,
+    strict: bool = True,
+    check: bool = False,
+    unique: bool = False,
 ) -> MoleculeTable:
     r"""Read band gap and polarisability of QM9 molecules.
 
     Parameters
     ----------
     path : str or Path
-        A CSV file with the columns below (as DeepChem's ``qm9.csv``), or an official archive
+        A table with the columns below (as DeepChem's ``qm9.csv``), or an official archive
         ``*.tar.bz2`` of xyz records, of which the first string of the SMILES line (GDB's) is taken.
     gap, polarisability, smiles : str
-        Columns of a CSV file; an archive has none.
+        Columns of a table; an archive has none.
     gap_unit : {"hartree", "ev"}
         Unit of the gap in the file. Archives are in Hartree.
+    strict, check, unique : bool
+        As of `read_table`.
 
     Returns
     -------
@@ -138,7 +256,7 @@ def read_qm9(
     OSError
         The file cannot be read.
     ValueError
-        As `read_csv`; a damaged archive or record; an archive read with ``gap_unit="ev"``.
+        As `read_table`; a damaged archive or record; an archive read with ``gap_unit="ev"``.
 
     Examples
     --------
@@ -152,98 +270,161 @@ def read_qm9(
     path = Path(path)
     if gap_unit not in ("hartree", "ev"):
         raise ValueError(f"gap_unit must be 'hartree' or 'ev', not {gap_unit!r}")
-    if ".tar" in path.suffixes:
-        if gap_unit != "hartree":
-            raise ValueError(f"gap_unit: the records of {path} are in Hartree")
-        records = _archive_records(path)
+    if ".tar" not in path.suffixes:
+        batches = read_batches(path, [smiles, gap, polarisability])
+    elif gap_unit == "hartree":
+        batches = _archive_batches(path)
     else:
-        records = _csv_records(path, smiles, [gap, polarisability])
-    table = _table(path, records, ("gap", "polarisability"), ("eV", "bohr^3"))
+        raise ValueError(f"gap_unit: the records of {path} are in Hartree")
+    table = _table(path, batches, (gap, polarisability), ("eV", "bohr^3"), strict)
     if gap_unit == "hartree":
         table.targets[:, 0] *= EV_PER_HARTREE
-    return table
-
-
-# A record: where it stands, its SMILES, and the text of its targets by column.
-_Record = tuple[str, str, dict[str, str]]
+    table = replace(table, target_names=("gap", "polarisability"))
+    return _molecules(table, strict, check, unique)
 
 
 def _table(
-    path: Path, records: Iterable[_Record], names: tuple[str, ...], units: tuple[str, ...]
+    path: Path,
+    batches: Iterable[pyarrow.RecordBatch],
+    names: tuple[str, ...],
+    units: tuple[str, ...],
+    strict: bool,
 ) -> MoleculeTable:
+    """Read the rows that hold what they should: a string, and a number for each target."""
     strings: list[str] = []
-    rows: list[list[float]] = []
-    problems: list[str] = []
-    for place, text, cells in records:
-        strings.append(text.strip())
-        if not strings[-1]:
-            problems.append(f"{place}: the SMILES is empty")
-        rows.append([_number(cell) for cell in cells.values()])
-        problems += [
-            f"{place}, column {column!r}: {cell!r} is not a finite number"
-            for (column, cell), value in zip(cells.items(), rows[-1], strict=True)
-            if not math.isfinite(value)
-        ]
-    if problems:
-        named = "; ".join(problems[:_NAMED_PROBLEMS])
-        more = "; ..." if len(problems) > _NAMED_PROBLEMS else ""
-        raise ValueError(f"{path}: {len(problems)} unreadable cells: {named}{more}")
-    if not rows:
+    parts: list[NDArray[np.float64]] = []
+    cells: dict[int, str] = {}  # the first that are no numbers, by row
+    for batch in batches:
+        values = np.empty((batch.num_rows, len(names)))
+        for i, (name, column) in enumerate(zip(names, batch.columns[1:], strict=True)):
+            values[:, i] = _numbers(path, name, column)
+            for row in np.flatnonzero(~np.isfinite(values[:, i]))[:_NAMED_ROWS].tolist():
+                text = f"{column[row].as_py()!r} in column {name!r}"
+                cells.setdefault(len(strings) + row, text)
+        parts.append(values)
+        strings += _strings(path, batch.schema.names[0], batch.column(0))
+    if not strings:
         raise ValueError(f"{path}: the file holds no molecules")
-    return MoleculeTable(strings, torch.tensor(rows, dtype=torch.float64), names, units)
+    numbers = np.concatenate(parts)
+    for name, finite in zip(names, np.isfinite(numbers).T, strict=True):
+        if not finite.any():
+            raise ValueError(f"{path}: column {name!r} holds no number in {len(strings)} rows")
+    table = MoleculeTable(strings, torch.from_numpy(numbers), names, units, source=str(path))
+    bad = np.asarray(~np.isfinite(numbers).all(axis=1))
+    table = table.without(
+        bad, "with a target that is not a finite number", cells.__getitem__, strict=strict
+    )
+    empty = np.array([not text for text in table.smiles], dtype=bool)
+    return table.without(empty, "without SMILES", lambda i: "an empty cell", strict=strict)
 
 
-def _number(cell: str) -> float:
+def _strings(path: Path, name: str, column: pyarrow.Array) -> list[str]:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.type not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        raise ValueError(f"{path}: column {name!r} holds {column.type}, not SMILES strings")
+    return [(text or "").strip() for text in column.to_pylist()]
+
+
+def _numbers(path: Path, name: str, column: pyarrow.Array) -> NDArray[np.float64]:
+    """Read cells as float64; NaN where one is no number."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except pyarrow.ArrowNotImplementedError as error:
+        raise ValueError(f"{path}: column {name!r} holds {column.type}, not numbers") from error
+    except pyarrow.ArrowInvalid:
+        return np.array([_number(cell) for cell in column.to_pylist()])
+
+
+def _number(cell: str | None) -> float:
     """NaN where the cell is no number. QM9 writes some exponents as ``1.5*^-5``."""
     try:
-        return float(cell.replace("*^", "e"))
+        return float((cell or "").replace("*^", "e"))
     except ValueError:
         return math.nan
 
 
-def _csv_records(path: Path, smiles: str, columns: list[str]) -> Iterator[_Record]:
+def _molecules(table: MoleculeTable, strict: bool, check: bool, unique: bool) -> MoleculeTable:
+    """Leave out, or refuse, the strings that are no molecules, and repeated ones."""
+    builder = VocabularyBuilder(drop_malformed=True)
+    builder.add(table.smiles)
+    if builder.malformed:
+        refusals = [_refusal(text) for text in table.smiles]
+        malformed = np.array([refusal is not None for refusal in refusals], dtype=bool)
+        table = table.without(
+            malformed, "with a malformed SMILES", lambda i: str(refusals[i]), strict=strict
+        )
+    keys: list[str | None] = list(table.smiles)
+    if check:
+        keys = canonical_smiles(table.smiles)
+        invalid = np.array([key is None for key in keys], dtype=bool)
+        reason = "with a SMILES that RDKit does not read"
+        table = table.without(invalid, reason, table.smiles.__getitem__, strict=strict)
+        keys = [key for key in keys if key is not None]
+    if unique:
+        first: dict[str | None, int] = {}
+        repeats = np.array([first.setdefault(key, i) != i for i, key in enumerate(keys)], bool)
+        table = table.without(
+            repeats,
+            "repeating a molecule",
+            lambda i: f"{table.smiles[i]} is that of row {table.row(first[keys[i]])}",
+            strict=strict,
+        )
+    if not len(table):
+        reasons = " | ".join(map(str, table.left_out))
+        raise ValueError(f"{table.source}: no usable row is left; left out: {reasons}")
+    return table
+
+
+def _refusal(smiles: str) -> str | None:
+    """What the tokeniser has against a string."""
     try:
-        with _open_text(path) as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            places = {name: _place(path, header, name) for name in (smiles, *columns)}
-            for row, cells in enumerate((cells for cells in reader if cells), start=1):
-                cells += [""] * (len(header) - len(cells))
-                yield f"row {row}", cells[places[smiles]], {c: cells[places[c]] for c in columns}
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable CSV file: {error}") from error
+        tokenize(smiles)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
-def _open_text(path: Path) -> IO[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+def _archive_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
+    """All records of an archive, in one batch: SMILES, gap, polarisability."""
+    import pyarrow
 
-
-def _place(path: Path, header: list[str], name: str) -> int:
-    if header.count(name) != 1:
-        found = "appears more than once" if name in header else f"is missing; there are {header}"
-        raise ValueError(f"{path}: column {name!r} {found}")
-    return header.index(name)
-
-
-def _archive_records(path: Path) -> Iterator[_Record]:
+    records: list[tuple[str, float, float]] = []
     with path.open("rb") as source:
         try:
             with tarfile.open(fileobj=source) as archive:
                 for member in archive:
                     file = archive.extractfile(member)
                     if file is not None and member.name.endswith(".xyz"):
-                        yield _xyz_record(path, member.name, file.read().decode("ascii", "replace"))
+                        text = file.read().decode("ascii", "replace")
+                        records.append(_xyz_record(path, member.name, text))
         except (tarfile.ReadError, EOFError, OSError) as error:
             raise ValueError(f"{path}: not a readable tar archive: {error}") from error
+    if records:
+        columns = [pyarrow.array(column) for column in zip(*records, strict=True)]
+        yield pyarrow.record_batch(columns, names=["smiles", "gap", "alpha"])
 
 
-def _xyz_record(path: Path, name: str, text: str) -> _Record:
+def _xyz_record(path: Path, name: str, text: str) -> tuple[str, float, float]:
     """Read one record: GDB's SMILES comes first on the line before the InChI line."""
     lines = text.splitlines()
     properties = lines[1].split() if len(lines) > 1 else []
     inchi = next((i for i, line in enumerate(lines) if line.startswith("InChI=")), 0)
     if len(properties) <= _GAP or inchi < 2:
         raise ValueError(f"{path}: record {name} has no property line or no SMILES and InChI lines")
-    smiles = (lines[inchi - 1].split() or [""])[0]
-    return f"record {name}", smiles, {"gap": properties[_GAP], "alpha": properties[_ALPHA]}
+    smiles = lines[inchi - 1].split()
+    if not smiles:
+        raise ValueError(f"{path}: record {name}: the SMILES is empty")
+    gap, alpha = _number(properties[_GAP]), _number(properties[_ALPHA])
+    if not math.isfinite(gap + alpha):
+        raise ValueError(
+            f"{path}: record {name}: gap {properties[_GAP]!r} or alpha {properties[_ALPHA]!r} is "
+            "not a finite number"
+        )
+    return smiles[0], gap, alpha

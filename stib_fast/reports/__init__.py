@@ -6,7 +6,9 @@ from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
     ARTIFICIAL_PAPER,
     QM9_PAPER,
+    ZINC_PAPER,
     artificial_table,
+    molecule_table,
     qm9_table,
 )
 
@@ -14,8 +16,10 @@ __all__ = [
     "ARTIFICIAL_LIMIT",
     "ARTIFICIAL_PAPER",
     "QM9_PAPER",
+    "ZINC_PAPER",
     "artificial_table",
     "latent_figure",
+    "molecule_table",
     "qm9_table",
     "table_of",
     "training_figure",

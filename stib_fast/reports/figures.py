@@ -109,20 +109,23 @@ def training_figure(
     *,
     paper: Mapping[str, float] = ARTIFICIAL_PAPER["STIB"],
     limit: Mapping[str, float] = ARTIFICIAL_LIMIT,
+    panels: Mapping[str, str] = PANELS,
 ) -> None:
     r"""Draw how the figures of merit move along training, one panel for each.
 
     Parameters
     ----------
     metrics_csv : Path or str
-        A CSV file with a header, a column ``step`` and any of the columns named in
-        :data:`PANELS`; other columns, empty and non-finite cells are passed over.
+        A CSV file with a header, a column ``step`` and any of the columns of `panels`; other
+        columns, empty and non-finite cells are passed over.
     path : Path or str
         The PNG file to write.
     paper : Mapping
         Column -> the paper's value, drawn as a dashed line.
     limit : Mapping
         Column -> the best possible value, drawn as a dotted line.
+    panels : Mapping
+        Column -> title of its panel, in the order of the panels.
 
     Raises
     ------
@@ -144,13 +147,13 @@ def training_figure(
     """
     from matplotlib.figure import Figure
 
-    curves = _curves(Path(metrics_csv))
+    curves = _curves(Path(metrics_csv), panels)
     columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, (name, (steps, values)) in zip(grid, curves.items(), strict=False):
-        _panel(axes, name, steps, values, paper.get(name), limit.get(name))
+        _panel(axes, name, panels[name], steps, values, paper.get(name), limit.get(name))
     for axes in grid[len(curves) :]:
         axes.remove()
     handles = {
@@ -174,14 +177,16 @@ def _first_column(name: str, value: Tensor) -> np.ndarray:
     return columns.reshape(len(columns), -1)[:, 0]
 
 
-def _curves(metrics_csv: Path) -> dict[str, tuple[list[float], list[float]]]:
+def _curves(
+    metrics_csv: Path, panels: Mapping[str, str]
+) -> dict[str, tuple[list[float], list[float]]]:
     with metrics_csv.open(newline="") as lines:
         reader = csv.DictReader(lines)
         names = reader.fieldnames or []
         if "step" not in names:
             raise ValueError(f"{metrics_csv} has no column 'step', only {', '.join(names)}")
         curves: dict[str, tuple[list[float], list[float]]] = {
-            name: ([], []) for name in PANELS if name in names
+            name: ([], []) for name in panels if name in names
         }
         for row in reader:
             step = _number(metrics_csv, reader.line_num, "step", row["step"])
@@ -194,7 +199,7 @@ def _curves(metrics_csv: Path) -> dict[str, tuple[list[float], list[float]]]:
                     values.append(value)
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if not curves:
-        raise ValueError(f"{metrics_csv} holds no value of any of {', '.join(PANELS)}")
+        raise ValueError(f"{metrics_csv} holds no value of any of {', '.join(panels)}")
     return curves
 
 
@@ -210,6 +215,7 @@ def _number(metrics_csv: Path, line: int, name: str, cell: str) -> float:
 def _panel(
     axes: Axes,
     name: str,
+    title: str,
     steps: list[float],
     values: list[float],
     paper: float | None,
@@ -221,7 +227,7 @@ def _panel(
     if limit is not None:
         axes.axhline(limit, color="black", linestyle=":", linewidth=1.4, label="limit")
     _scale(axes, name, values)
-    axes.set_title(f"{PANELS[name]}   (last {values[-1]:.3g})", fontsize=10)
+    axes.set_title(f"{title}   (last {values[-1]:.3g})", fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.tick_params(labelsize=8, labelbottom=True)
     axes.grid(alpha=0.3)
@@ -231,11 +237,15 @@ def _scale(axes: Axes, name: str, values: list[float]) -> None:
     """Give the panels of one kind of figure one kind of scale, so that they compare at a glance."""
     from matplotlib.ticker import MaxNLocator
 
-    if name.startswith("probe_r2"):
+    if name.startswith(("probe_r2", "r2_")):
         axes.set_ylim(min(-0.1, *values), 1.05)
+    elif name.endswith("_accuracy"):
+        axes.set_ylim(0, 1.02)
     elif name == "active_units":
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    elif name.startswith("mi_bits") or "mae" in name:
+    elif name.startswith("mae_") and name not in PANELS:
+        axes.set_ylim(0, 1.1 * max(values) or None)  # of a unit that nobody told
+    elif name in PANELS:
         # Errors fall over two decades, to a limit of 0; estimates of MI can be negative.
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_yticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stib_fast.models import kl_per_dimension
 from stib_fast.reports.figures import latent_figure, training_figure
@@ -11,10 +12,21 @@ from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
     ARTIFICIAL_PAPER,
     QM9_PAPER,
+    ZINC_PAPER,
     artificial_table,
+    molecule_table,
     qm9_table,
 )
-from stib_fast.training import Artificial, Run, Trained, evaluation_points
+from stib_fast.training import (
+    QM9,
+    Artificial,
+    MoleculeExperiment,
+    Run,
+    Trained,
+    Zinc,
+    data_report,
+    evaluation_points,
+)
 
 
 def write_report(run: Run, trained: Trained) -> list[Path]:
@@ -23,7 +35,7 @@ def write_report(run: Run, trained: Trained) -> list[Path]:
     table.write_text(table_of([run]))
     training = run.folder / "training.png"
     if not isinstance(trained.experiment, Artificial):
-        training_figure(run.metrics, training, paper=QM9_PAPER["STIB"], limit={})
+        _molecule_figure(run, trained.experiment, training)
         return [table, training]
     training_figure(run.metrics, training, paper=ARTIFICIAL_PAPER["STIB"], limit=ARTIFICIAL_LIMIT)
     latent = run.folder / "latent.png"
@@ -63,4 +75,39 @@ def table_of(runs: Sequence[Run]) -> str:
         }
         if train:
             results[f"on training part ({label})"] = train
-    return artificial_table(results) if experiments == {Artificial.name} else qm9_table(results)
+    (experiment,) = experiments
+    if experiment == Artificial.name:
+        return artificial_table(results)
+    if experiment == QM9.name:
+        table = qm9_table(results)
+    else:
+        chosen = [run.config()["molecules"]["targets"] for run in runs]
+        targets = list(dict.fromkeys(target for row in chosen for target in row))
+        # The paper's MI is between Z0 and QED: it stands beside nothing else.
+        beside_paper = experiment == Zinc.name and targets == ["qed"]
+        table = molecule_table(results, targets, ZINC_PAPER if beside_paper else None)
+    accounts = {name: data_report(run.folder) for name, run in zip(names, runs, strict=True)}
+    return table + "".join(
+        _account(name, report) for name, report in accounts.items() if report is not None
+    )
+
+
+def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> None:
+    if isinstance(experiment, QM9):
+        training_figure(run.metrics, path, paper=QM9_PAPER["STIB"], limit={})
+        return
+    panels = {"token_accuracy": "SMILES accuracy", "string_accuracy": "whole strings"}
+    for target in experiment.predictions:
+        panels |= {
+            f"mae_{target}": f"MAE({target})",
+            f"r2_{target}": f"{target}: variance explained",
+        }
+    paper = ZINC_PAPER["STIB"] if isinstance(experiment, Zinc) else {}
+    training_figure(run.metrics, path, paper=paper, limit={}, panels=panels)
+
+
+def _account(name: str, report: Mapping[str, Any]) -> str:
+    """Tell how many rows of its file a run has used, and why not the others."""
+    parts = [f"Data ({name}): {report['read']:,} rows read, {report['kept']:,} kept"]
+    parts += [f"{note['count']:,} {note['reason']}" for note in report["left_out"]]
+    return "; ".join(parts) + ".\n"

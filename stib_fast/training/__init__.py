@@ -8,25 +8,44 @@ from stib_fast.training.artificial import (
     read_arrays,
 )
 from stib_fast.training.loop import Interrupted, train
+from stib_fast.training.molecules import (
+    MoleculeConfig,
+    MoleculeData,
+    MoleculeExperiment,
+    SmilesModel,
+    data_report,
+)
 from stib_fast.training.objective import Terms, stib_objective
 from stib_fast.training.optimisation import Optimisation
-from stib_fast.training.qm9 import QM9, MoleculeData, QM9Config, SmilesModel
+from stib_fast.training.qm9 import QM9, QM9Config, QM9Data
 from stib_fast.training.run import Run
-from stib_fast.training.trained import Trained, experiment_of, load
+from stib_fast.training.table import Table, TableConfig, TableData
+from stib_fast.training.trained import MOLECULE_EXPERIMENTS, Trained, experiment_of, load
+from stib_fast.training.zinc import Zinc, ZincConfig
 
 __all__ = [
+    "MOLECULE_EXPERIMENTS",
     "QM9",
     "Artificial",
     "ArtificialConfig",
     "Interrupted",
+    "MoleculeConfig",
     "MoleculeData",
+    "MoleculeExperiment",
     "Optimisation",
     "QM9Config",
+    "QM9Data",
     "Run",
     "SmilesModel",
+    "Table",
+    "TableConfig",
+    "TableData",
     "Terms",
     "Trained",
     "VectorModel",
+    "Zinc",
+    "ZincConfig",
+    "data_report",
     "evaluation_points",
     "experiment_of",
     "load",

@@ -13,8 +13,15 @@ from torch import Tensor
 from stib_fast.models import STIB, Latent
 from stib_fast.training.artificial import Artificial, ArtificialConfig
 from stib_fast.training.checkpoint import load_checkpoint
-from stib_fast.training.qm9 import QM9, QM9Config
+from stib_fast.training.molecules import MoleculeExperiment
+from stib_fast.training.qm9 import QM9
 from stib_fast.training.run import Run
+from stib_fast.training.table import Table
+from stib_fast.training.zinc import Zinc
+
+MOLECULE_EXPERIMENTS: dict[str, type[MoleculeExperiment]] = {
+    experiment.name: experiment for experiment in (QM9, Zinc, Table)
+}
 
 
 class Trained:
@@ -23,10 +30,10 @@ class Trained:
     Parameters
     ----------
     model : STIB
-    experiment : Artificial or QM9
+    experiment : Artificial or MoleculeExperiment
     """
 
-    def __init__(self, model: STIB, experiment: Artificial | QM9) -> None:
+    def __init__(self, model: STIB, experiment: Artificial | MoleculeExperiment) -> None:
         self.model = model.eval()
         self.experiment = experiment
 
@@ -43,7 +50,11 @@ class Trained:
 
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:
-        """Return y [n, 2] predicted from Z1: of the spiral, or gap (eV), alpha (bohr³)."""
+        """Return y [n, m] predicted from Z1, in the units of the data.
+
+        Columns of molecules stand in the order of the configuration; of QM9: gap (eV), alpha
+        (bohr³).
+        """
         y = torch.cat([self.model.predict(batch) for batch in self._batches(x)])
         return self.model.targets.inverse(y)
 
@@ -67,15 +78,16 @@ def config_from(kind: type, content: dict[str, Any]) -> Any:
         raise ValueError(f"config.yaml: {error}") from error
 
 
-def experiment_of(run: Run, *, with_data: bool) -> Artificial | QM9:
+def experiment_of(run: Run, *, with_data: bool) -> Artificial | MoleculeExperiment:
     """The experiment of a run folder; `with_data` reads the molecules again."""
     name, content = run.experiment(), run.config()
     if name == Artificial.name:
         return Artificial(config_from(ArtificialConfig, content))
-    if name == QM9.name:
-        config = config_from(QM9Config, content)
-        return QM9.from_run(config, run.folder, with_data=with_data)
-    raise ValueError(f"{run.folder}: unknown experiment {name!r}")
+    if name not in MOLECULE_EXPERIMENTS:
+        raise ValueError(f"{run.folder}: unknown experiment {name!r}")
+    kind = MOLECULE_EXPERIMENTS[name]
+    config = config_from(kind.config_type, content)
+    return kind.from_run(config, run.folder, with_data=with_data)
 
 
 def load(folder: str | Path, *, with_data: bool = False) -> Trained:

@@ -6,10 +6,13 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
-from stib_fast.data.molecules import EV_PER_HARTREE, MoleculeTable, read_csv, read_qm9
+from stib_fast.chem.validity import canonical_smiles
+from stib_fast.data.molecules import EV_PER_HARTREE, MoleculeTable, read_qm9, read_table
 
 # The layout of QM9's records: atoms, properties, the atoms, frequencies, SMILES, InChI.
 WATER = (
@@ -53,16 +56,39 @@ def test_csv(tmp_path: Path, name: str) -> None:
     path = write(
         tmp_path / name, '\ufeffid,smiles,qed,logP\r\n1,"CCO\n",0.4,-1e-1\r\n\r\n2,N,.5,2\r\n'
     )
-    table = read_csv(path, targets={"logP": "", "qed": "share"})
+    table = read_table(path, targets={"logP": "", "qed": "share"})
     assert table.smiles == ["CCO", "N"]
     assert torch.equal(table.targets, torch.tensor([[-0.1, 0.4], [2, 0.5]], dtype=torch.float64))
     assert (table.target_names, table.units) == (("logP", "qed"), ("", "share"))
-    assert len(table) == 2
+    assert (len(table), table.left_out) == (2, ())
 
 
 def test_csv_of_smiles_alone(tmp_path: Path) -> None:
-    table = read_csv(write(tmp_path / "t.csv", "s\nC\nN\n"), smiles="s", targets={})
+    table = read_table(write(tmp_path / "t.csv", "s\nC\nN\n"), smiles="s", targets={})
     assert table.targets.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "type_", [pa.float32(), pa.int64(), pa.string(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_parquet_of_any_type_of_numbers(tmp_path: Path, type_: pa.DataType) -> None:
+    numbers = ["1", None, "3"] if "string" in str(type_) else [1, None, 3]
+    smiles = pa.array(["C", "CC", "CC"]).dictionary_encode()
+    columns = {"s": smiles, "y": pa.array(numbers).cast(type_)}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet", "s", targets={"y": ""}, strict=False)
+    assert table.smiles == ["C", "CC"]
+    assert table.targets.tolist() == [[1], [3]]
+    assert table.left_out[0].first == ("row 2: None in column 'y'",)
+
+
+def test_parquet_of_the_wrong_types(tmp_path: Path) -> None:
+    columns = {"s": pa.array(["C"]), "i": pa.array([1]), "t": pa.array([1], pa.timestamp("ms"))}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="column 'i' holds int64, not SMILES strings"):
+        read_table(tmp_path / "t.parquet", "i", targets={})
+    with pytest.raises(ValueError, match=r"column 't' holds timestamp\[ms\], not numbers"):
+        read_table(tmp_path / "t.parquet", "s", targets={"t": ""})
 
 
 @pytest.mark.parametrize(
@@ -72,31 +98,94 @@ def test_csv_of_smiles_alone(tmp_path: Path) -> None:
         ("smiles,logP\n", "no molecules"),
         ("smiles,qed\nC,1\n", "column 'logP' is missing; there are .*'qed'"),
         ("smiles,logP,logP\nC,1,2\n", "column 'logP' appears more than once"),
-        ("smiles,logP\nC,1\nN,two\n", "1 unreadable cells: row 2, column 'logP': 'two'"),
-        ("smiles,logP\nC,\n", "row 1, column 'logP': '' is not a finite number"),
-        ("smiles,logP\nC\n", "row 1, column 'logP': ''"),
-        ("smiles,logP\nC,nan\nN,inf\n", "2 unreadable cells: row 1.*'nan'.*row 2.*'inf'"),
-        ("smiles,logP\n ,1\n", "row 1: the SMILES is empty"),
-        ("smiles,logP\n" + "C,x\n" * 100, r"100 unreadable cells: .*row 5, [^;]*; \.\.\.$"),
+        ("smiles,logP\nC,1\nN,two\n", "1 with a target .*: row 2: 'two' in column 'logP'"),
+        ("smiles,logP\nC,1\nC,\n", "row 2: '' in column 'logP'"),
+        ("smiles,logP\nC,1\nC,nan\nN,inf\n", "2 with a target .*: row 2: 'nan'.* row 3: 'inf'"),
+        ("smiles,logP\nC,a\nC,nan\n", "column 'logP' holds no number in 2 rows"),
+        ("smiles,logP\n ,1\nC,2\n", "1 without SMILES: row 1"),
+        (
+            "smiles,logP\nC,1\n" + "C,x\n" * 100,
+            r"100 with a target .*: row 2.*row 6: [^;]*; \.\.\.$",
+        ),
+        ("smiles,logP\nC,1\nC[C,2\n", r"1 with a malformed SMILES: row 2: '\[' opens no complete"),
     ],
 )
 def test_csv_refuses(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"t\.csv: .*{message}"):
-        read_csv(write(tmp_path / "t.csv", text), targets={"logP": ""})
+        read_table(write(tmp_path / "t.csv", text), targets={"logP": ""})
+
+
+DIRTY = """smiles,y
+CCO,1
+,2
+OCC,3
+CC,
+C1CC,5
+CCO,6
+C[C,7
+N,8
+"""
+
+
+def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", DIRTY)
+    table = read_table(path, targets={"y": ""}, strict=False, check=True, unique=True)
+    assert (table.smiles, table.targets.tolist()) == (["CCO", "N"], [[1], [8]])
+    assert table.rows is not None
+    assert table.rows.tolist() == [1, 8]
+    assert {note.reason: (note.count, note.first) for note in table.left_out} == {
+        "with a target that is not a finite number": (1, ("row 4: '' in column 'y'",)),
+        "without SMILES": (1, ("row 2: an empty cell",)),
+        "with a malformed SMILES": (
+            1,
+            ("row 7: '[' opens no complete bracket atom at column 2 of 'C[C'",),
+        ),
+        "with a SMILES that RDKit does not read": (1, ("row 5: C1CC",)),
+        # The same molecule, in another string and in its own.
+        "repeating a molecule": (2, ("row 3: OCC is that of row 1", "row 6: CCO is that of row 1")),
+    }
+
+
+def test_without_rdkit_strings_are_told_apart_as_they_are_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", DIRTY)
+    table = read_table(path, targets={"y": ""}, strict=False, unique=True)
+    assert table.smiles == ["CCO", "OCC", "C1CC", "N"]
+    assert [note.count for note in table.left_out] == [1, 1, 1, 1]
+    kept = read_table(path, targets={"y": ""}, strict=False)
+    assert kept.smiles == ["CCO", "OCC", "C1CC", "CCO", "N"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("CCO,1\nC1CC,2", "1 with a SMILES that RDKit does not read: row 2: C1CC"),
+        ("CCO,1\nOCC,2", "1 repeating a molecule: row 2: OCC is that of row 1"),
+    ],
+)
+def test_strict_reading_names_what_it_refuses(tmp_path: Path, rows: str, message: str) -> None:
+    path = write(tmp_path / "t.csv", f"smiles,y\n{rows}\n")
+    with pytest.raises(ValueError, match=message):
+        read_table(path, targets={"y": ""}, check=True, unique=True)
+
+
+def test_nothing_usable_says_why(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "smiles,y\nC[,1\nC1,2\n,3\n")
+    with pytest.raises(ValueError, match=r"no usable row is left; .*1 without.* \| 1 with a malf"):
+        read_table(path, targets={"y": ""}, strict=False, check=True)
+
+
+def test_rdkit_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert canonical_smiles(["C1CC", "C(C)(C)(C)(C)C", "OCC"]) == [None, None, "CCO"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_csv(tmp_path / "none.csv", targets={})
+        read_table(tmp_path / "none.csv", targets={})
     whole = gzip.compress(b"smiles\n" + b"CCO\n" * 1000)
-    altered = whole[:20] + bytes([whole[20] ^ 255]) + whole[21:]
-    for damaged in (whole[:-12], altered, b"smiles\nC\n"):
-        (tmp_path / "t.csv.gz").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"t\.csv\.gz: not a readable CSV file"):
-            read_csv(tmp_path / "t.csv.gz", targets={})
-    (tmp_path / "t.csv").write_bytes(b"smiles\n\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"t\.csv: not a readable CSV file"):
-        read_csv(tmp_path / "t.csv", targets={})
+    (tmp_path / "t.csv.gz").write_bytes(whole[:-12])
+    with pytest.raises(ValueError, match=r"t\.csv\.gz: "):
+        read_table(tmp_path / "t.csv.gz", targets={})
 
 
 def test_qm9_csv_units_and_columns(tmp_path: Path) -> None:
@@ -134,8 +223,8 @@ def test_qm9_archive(tmp_path: Path) -> None:
     [
         ("", "record a.xyz has no property line"),
         (WATER.split("InChI")[0], "record a.xyz has no .* InChI"),
-        (WATER.replace("\t0.3615", "\tgap"), "record a.xyz, column 'gap': 'gap'"),
-        (WATER.replace("\t6.31", "\tnan"), "record a.xyz, column 'alpha': 'nan'"),
+        (WATER.replace("\t0.3615", "\tgap"), "record a.xyz: gap 'gap' or alpha '6.31'"),
+        (WATER.replace("\t6.31", "\tnan"), "record a.xyz: gap '0.3615' or alpha 'nan'"),
         (WATER.replace("O\tO\t\n", "\n"), "record a.xyz: the SMILES is empty"),
     ],
 )
@@ -159,6 +248,8 @@ def test_damaged_archives(tmp_path: Path) -> None:
 def test_a_table_is_consistent() -> None:
     with pytest.raises(ValueError, match="1 SMILES, 2 target names and 2 units"):
         MoleculeTable(["C"], torch.zeros(1, 3, dtype=torch.float64), ("a", "b"), ("", ""))
+    with pytest.raises(ValueError, match=r"rows has shape \[2\], not \[1\]"):
+        MoleculeTable(["C"], torch.zeros(1, 0), (), (), rows=torch.arange(2))
 
 
 @pytest.mark.data
@@ -173,6 +264,7 @@ def test_real_qm9(data_dir: Path) -> None:
 
 @pytest.mark.data
 def test_real_zinc(data_dir: Path) -> None:
-    table = read_csv(data_dir / "zinc250k.csv.gz", targets={"logP": "", "qed": "", "sas": ""})
+    targets = {"logP": "", "qed": "", "sas": ""}
+    table = read_table(data_dir / "zinc250k.csv.gz", targets=targets, unique=True)
     assert len(table) == 236984
     assert 0 < table.targets[:, 1].min() < table.targets[:, 1].max() < 1

@@ -110,6 +110,21 @@ def test_training_figure_takes_other_lines(tmp_path: Path, drawn: list[Figure]) 
     assert len(mi.get_lines()) == 1
 
 
+def test_training_figure_of_any_targets(tmp_path: Path, drawn: list[Figure]) -> None:
+    metrics = write(
+        tmp_path / "metrics.csv",
+        "step,mae_mass,r2_mass,token_accuracy\n0,400,-0.5,0.1\n1,100,0.9,0.5\n",
+    )
+    panels = {"token_accuracy": "SMILES", "mae_mass": "MAE(mass)", "r2_mass": "mass, predicted"}
+    training_figure(metrics, tmp_path / "training.png", paper={}, limit={}, panels=panels)
+    strings, mae, r2 = drawn[0].axes
+    assert [axes.get_title().split("  ")[0] for axes in drawn[0].axes] == list(panels.values())
+    assert strings.get_ylim() == (0, 1.02)
+    low, high = mae.get_ylim()
+    assert low == 0 < 400 < high < 1000
+    assert r2.get_ylim() == (-0.5, 1.05)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stib_fast.reports.tables import artificial_table, qm9_table
+from stib_fast.reports.tables import ZINC_PAPER, artificial_table, molecule_table, qm9_table
 
 OURS = {
     "mae_x": 0.0841,
@@ -56,7 +56,29 @@ def test_qm9_rows() -> None:
     assert "limit" not in table
 
 
-@pytest.mark.parametrize("table", [artificial_table({"x" * 14: OURS}), qm9_table({"STIB": OURS})])
+def test_any_targets_have_their_columns() -> None:
+    ours = {"token_accuracy": 0.5, "mae_logP": 0.25, "r2_logP": 0.875, "mae_qed": 0.125}
+    table = rows(molecule_table({"a": ours}, ["logP", "qed"]))
+    header = ["SMILES", "whole", "MAE logP", "expl.", "MAE qed", "expl.", "MI"]
+    assert table["model"][:7] == header
+    assert table["ours: a"][:7] == ["0.500", "–", "0.250", "0.875", "0.125", "–", "–"]
+    assert list(table)[2:] == ["ours: a"]
+
+
+def test_zinc_rows_of_the_paper() -> None:
+    table = rows(molecule_table({"a": {"mae_qed": 0.1}}, ["qed"], ZINC_PAPER))
+    assert table["paper: STIB"][:5] == ["0.98", "–", "0.05", "–", "0.07"]
+    assert table["paper: CVIB"][:5] == ["0.94", "–", "–", "–", "0.29"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        artificial_table({"x" * 14: OURS}),
+        qm9_table({"STIB": OURS}),
+        molecule_table({"STIB": OURS}, ["qed"], ZINC_PAPER),
+    ],
+)
 def test_reads_well_in_a_terminal_of_100_columns_and_in_markdown(table: str) -> None:
     lines = table.splitlines()
     assert max(map(len, lines)) <= 100

@@ -1,0 +1,514 @@
+"""STIB on molecules: SMILES in, named properties out. `qm9`, `table` and `zinc` configure it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stib_fast.chem import SmilesTokenizer, Vocabulary, VocabularyBuilder
+from stib_fast.data import LeftOut, MoleculeTable, Rows, ShuffledBatches, Standardiser, split
+from stib_fast.data.token_cache import RECORD, file_digest
+from stib_fast.metrics import invariance, mae, string_accuracy, token_accuracy
+from stib_fast.models import STIB, ScaledMLP, SmilesDecoder, SmilesEncoder
+from stib_fast.nn import InvarianceCritic
+from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.run import Figure, write_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+VOCABULARY_FILE = "vocabulary.json"
+DIGEST_FILE = "data.sha256"
+REPORT_FILE = "data.json"
+CHUNK = 1024  # molecules that are measured at once
+NEIGHBOURS = 20  # of the estimate of MI, which needs more molecules than that
+TRAINING_SAMPLE = 600  # training molecules that are measured beside the held-out ones
+FOLLOWED = 2000  # held-out molecules that are measured along training, at most
+# Where Z0 has many dimensions, the estimate of MI compares every pair of molecules.
+INVARIANCE_WHOLE = 10_000
+INVARIANCE_SAMPLE = 5_000
+
+
+@dataclass(frozen=True)
+class MoleculeData:
+    """Which molecules of a file are taken, and how they are parted.
+
+    Parameters
+    ----------
+    smiles : str
+        Column of the SMILES.
+    strict : bool
+        Whether rows that cannot be used are an error, or counted, told and left out.
+    check : bool
+        Let RDKit read every string: those that are no molecule cannot be used, and two ways to
+        write a molecule count as one.
+    validation_fraction : float
+        Share of the molecules held out.
+    split_seed : int
+        Of the choice of those.
+    max_length : int or None
+        Tokens of a string with its end mark; None: as many as the longest has.
+    """
+
+    smiles: str = "smiles"
+    strict: bool = False
+    check: bool = False
+    validation_fraction: float = 0.05
+    split_seed: int = 0
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class SmilesModel:
+    """Sizes of the model: Z in two parts, features a side of the critic, widths of the networks.
+
+    Parameters
+    ----------
+    feature_dim : int or None
+        Features a side of the critic, k. The bias of what it estimates is k²/2B nats, which the
+        encoder takes for dependence and fights; None: √B/2, which keeps it at 1/8 nat or below.
+    """
+
+    z0_dim: int = 12
+    z1_dim: int = 4
+    feature_dim: int | None = None
+    hidden: tuple[int, ...] = (128, 128)
+    channels: int = 64
+    kernel_size: int = 5
+    encoder_hidden: int = 256
+    decoder_hidden: int = 128
+    embedding_dim: int = 32
+    cycle_weight: float = 0.01
+
+
+def molecule_optimisation(steps: int, batch: int) -> Optimisation:
+    """Settings that were found on QM9."""
+    return Optimisation(
+        steps=steps,
+        batch=batch,
+        learning_rate=4e-3,
+        learning_rate_end=0.02,
+        warmup=100,
+        gradient_clip=1.0,
+        invariance_weight=6.0,
+        lambda_start=33.0,
+        lambda_growth=1.0,
+        lambda_max=33.0,
+    )
+
+
+@dataclass(frozen=True)
+class MoleculeConfig:
+    """Configuration of an experiment on molecules; `data` is their file."""
+
+    data: str
+    molecules: MoleculeData = field(default_factory=MoleculeData)
+    model: SmilesModel = field(default_factory=SmilesModel)
+    optimisation: Optimisation = field(
+        default_factory=lambda: molecule_optimisation(steps=4000, batch=256)
+    )
+
+
+Config = TypeVar("Config", bound=MoleculeConfig)
+
+
+@dataclass(frozen=True)
+class MoleculeSet:
+    """Encoded molecules.
+
+    Parameters
+    ----------
+    source : str
+        Their file.
+    ids : Rows
+        Token ids, gathered by row: integer [n, L].
+    targets : Tensor
+        float64, shape [N, T].
+    left_out : tuple of LeftOut
+        What else the file held.
+    """
+
+    source: str
+    ids: Rows
+    targets: Tensor
+    left_out: tuple[LeftOut, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def report(self) -> dict[str, object]:
+        """Return what was read, kept and left out, as plain JSON values."""
+        return {
+            "read": len(self) + sum(note.count for note in self.left_out),
+            "kept": len(self),
+            "left_out": [asdict(note) for note in self.left_out],
+        }
+
+    def tell(self) -> None:
+        """Write a line to standard error for each reason why rows were left out."""
+        read = self.report()["read"]
+        for note in self.left_out:
+            print(f"{self.source}: of {read} rows left out {note}", file=sys.stderr)
+
+
+class Part:
+    """Some rows of others."""
+
+    def __init__(self, whole: Rows, rows: Tensor) -> None:
+        self._whole = whole
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self._whole[self._rows[rows]]
+
+
+class TrainingSet:
+    """Molecules in two parts; targets standardised on the training part.
+
+    Raises
+    ------
+    ValueError
+        For too few molecules, or a target that is the same in all of those that are trained on or
+        in all of those on which invariance is measured.
+    """
+
+    def __init__(
+        self, molecules: MoleculeSet, config: MoleculeConfig, names: Sequence[str]
+    ) -> None:
+        needed = max(NEIGHBOURS, len(names)) + 1
+        if len(molecules) < needed:
+            raise ValueError(
+                f"{molecules.source}: {len(molecules)} usable rows are too few: at least {needed} "
+                f"are needed for {len(names)} targets"
+            )
+        self.molecules = molecules
+        self.ids, self.targets = molecules.ids, molecules.targets
+        self.train_rows, self.held_out_rows = split(
+            len(molecules), config.molecules.validation_fraction, config.molecules.split_seed
+        )
+        batch = config.optimisation.batch
+        if len(self.train_rows) < batch:
+            raise ValueError(
+                f"{molecules.source}: {len(self.train_rows)} molecules to train on are fewer than "
+                f"optimisation.batch {batch}"
+            )
+        measured = invariance_rows(self.held_out_rows, len(molecules))
+        if len(measured) <= NEIGHBOURS:
+            raise ValueError(
+                f"{molecules.source}: {len(measured)} held-out molecules are too few to measure "
+                "invariance on; raise molecules.validation_fraction"
+            )
+        for rows, where in ((self.train_rows, "train on"), (measured, "measure invariance on")):
+            for name, values in zip(names, self.targets[rows].T, strict=True):
+                if (values == values[0]).all():
+                    raise ValueError(
+                        f"{molecules.source}: target {name!r} is {float(values[0]):g} in all "
+                        f"{len(rows)} molecules to {where}; leave it out"
+                    )
+        self.standardiser = Standardiser.fit(self.targets[self.train_rows])
+        self.standardised = self.standardiser.transform(self.targets.float())
+
+
+class MoleculeExperiment(ABC, Generic[Config]):
+    """STIB on molecules.
+
+    Parameters
+    ----------
+    config : MoleculeConfig
+        With `molecules.max_length` resolved.
+    vocabulary : Vocabulary
+    molecules : MoleculeSet, optional
+        Needed for training and evaluation, not for using a trained model.
+    """
+
+    name: ClassVar[str]
+    config_type: ClassVar[type[MoleculeConfig]]
+
+    def __init__(
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        molecules: MoleculeSet | None = None,
+    ) -> None:
+        if config.molecules.max_length is None:
+            raise ValueError("molecules.max_length must be resolved; use from_file")
+        self.config = config
+        self.vocabulary = vocabulary
+        self.max_length = config.molecules.max_length
+        self.tokenizer = SmilesTokenizer(vocabulary, self.max_length)
+        self._encoded: TrainingSet | None = None
+        if molecules is not None:
+            self._encoded = TrainingSet(molecules, config, self.predictions)
+
+    @property
+    @abstractmethod
+    def predictions(self) -> tuple[str, ...]:
+        """Names of what is predicted, with their units."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, config: Config, *, unique: bool) -> MoleculeTable:
+        """Read the molecules that a configuration names; `unique` drops repeated ones."""
+
+    @classmethod
+    def from_file(cls, config: Config) -> Self:
+        """Read the molecules, take the vocabulary from them and resolve `max_length`."""
+        table = cls.read(config, unique=True)
+        builder = VocabularyBuilder()
+        builder.add(table.smiles)
+        vocabulary = builder.vocabulary()
+        if config.molecules.max_length is None:
+            with_end = builder.longest + 1
+            config = replace(config, molecules=replace(config.molecules, max_length=with_end))
+        molecules = cls.encode(config, table, vocabulary)
+        molecules.tell()
+        return cls(config, vocabulary, molecules)
+
+    @classmethod
+    def from_run(cls, config: Config, folder: Path, *, with_data: bool) -> Self:
+        """Build the experiment of a run folder again, with its molecules or without.
+
+        Raises
+        ------
+        ValueError
+            If the file of the molecules is no longer the one of the run, or gives other molecules.
+        """
+        vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
+        if not with_data:
+            return cls(config, vocabulary)
+        if digest(config.data) != (folder / DIGEST_FILE).read_text().strip():
+            raise ValueError(f"{config.data} has changed since the run in {folder} began")
+        # Runs of version 0.1.0 have no report, and kept repeated molecules.
+        report = data_report(folder)
+        molecules = cls.load(config, vocabulary, unique=report is not None)
+        if report is not None and report["kept"] != len(molecules):
+            raise ValueError(
+                f"{config.data} gives {len(molecules)} molecules, but {report['kept']} when the "
+                f"run in {folder} began; its run.json names the versions of then"
+            )
+        return cls(config, vocabulary, molecules)
+
+    @classmethod
+    def load(cls, config: Config, vocabulary: Vocabulary, *, unique: bool = True) -> MoleculeSet:
+        """Read the molecules of a configuration and encode them under a known vocabulary."""
+        return cls.encode(config, cls.read(config, unique=unique), vocabulary)
+
+    @classmethod
+    def encode(cls, config: Config, table: MoleculeTable, vocabulary: Vocabulary) -> MoleculeSet:
+        """Encode a table, and leave out what the vocabulary or the length does not allow.
+
+        Raises
+        ------
+        ValueError
+            If no molecule is left, or one cannot be encoded and the configuration is strict.
+        """
+        data = config.molecules
+        assert data.max_length is not None
+        tokenizer = SmilesTokenizer(vocabulary, data.max_length)
+        encoded = replace(tokenizer, on_unknown="drop", on_overflow="drop").encode(table.smiles)
+        dropped = np.ones(len(table), dtype=bool)
+        dropped[encoded.rows.numpy()] = False
+        table = table.without(
+            dropped,
+            "with tokens or a length that the model does not have",
+            lambda i: _refusal(tokenizer, table.smiles[i]),
+            strict=data.strict,
+        )
+        if not len(table):
+            raise ValueError(f"{table.source}: no usable row is left: {table.left_out[-1]}")
+        return MoleculeSet(table.source, encoded.ids, table.targets, table.left_out)
+
+    def save_into(self, folder: Path) -> None:
+        """Write vocabulary, digest of the file and account of its rows beside the configuration."""
+        self.vocabulary.save(folder / VOCABULARY_FILE)
+        (folder / DIGEST_FILE).write_text(digest(self.config.data) + "\n")
+        write_text(
+            folder / REPORT_FILE, json.dumps(self.encoded.molecules.report(), indent=2) + "\n"
+        )
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `measure` returns."""
+        return (
+            "token_accuracy",
+            "string_accuracy",
+            *(f"mae_{name}" for name in self.predictions),
+            *(f"r2_{name}" for name in self.predictions),
+        )
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """Settings of the optimisation."""
+        return self.config.optimisation
+
+    @property
+    def encoded(self) -> TrainingSet:
+        """The encoded molecules, in two parts."""
+        if self._encoded is None:
+            raise ValueError("this experiment was made without its molecules; read them first")
+        return self._encoded
+
+    def model(self) -> STIB:
+        """Build the untrained model."""
+        sizes = self.config.model
+        latent_dim = sizes.z0_dim + sizes.z1_dim
+        count = len(self.predictions)
+        # A model that is loaded reads the standardisation of its targets with its weights.
+        targets = (
+            Standardiser(torch.zeros(count), torch.ones(count))
+            if self._encoded is None
+            else self._encoded.standardiser
+        )
+        return STIB(
+            encoder=SmilesEncoder(
+                len(self.vocabulary),
+                self.max_length,
+                latent_dim,
+                sizes.channels,
+                sizes.kernel_size,
+                sizes.encoder_hidden,
+            ),
+            decoder=SmilesDecoder(
+                len(self.vocabulary),
+                self.max_length,
+                latent_dim,
+                self.vocabulary.bos_id,
+                self.vocabulary.eos_id,
+                self.vocabulary.pad_id,
+                sizes.decoder_hidden,
+                sizes.embedding_dim,
+            ),
+            predictor=ScaledMLP([sizes.z1_dim, *sizes.hidden, count]),
+            critic=InvarianceCritic(
+                sizes.z0_dim,
+                count,
+                sizes.feature_dim or max(1, math.isqrt(self.optimisation.batch) // 2),
+                sizes.hidden,
+                cycle_weight=sizes.cycle_weight,
+            ),
+            z0_dim=sizes.z0_dim,
+            z1_dim=sizes.z1_dim,
+            targets=targets,
+        )
+
+    def stream(self) -> ShuffledBatches:
+        """Start the stream of training batches (ids, standardised targets)."""
+        data = self.encoded
+        return ShuffledBatches(
+            Part(data.ids, data.train_rows),
+            Part(data.standardised, data.train_rows),
+            batch_size=self.optimisation.batch,
+            seed=self.optimisation.data_seed,
+        )
+
+    def inputs(self, smiles: Sequence[str]) -> Tensor:
+        """SMILES as ids [n, L].
+
+        Raises
+        ------
+        ValueError
+            Naming the row of a string that is malformed, too long, or of unknown tokens.
+        """
+        return self.tokenizer.encode(smiles).ids
+
+    def measure(self, model: STIB) -> dict[str, Figure]:
+        """Measure reconstruction and prediction of the held-out molecules, at most 2,000."""
+        data = self.encoded
+        return self._fit(model, data.molecules, _sample(data.held_out_rows, FOLLOWED))
+
+    @torch.no_grad()
+    def evaluate(self, model: STIB, path: Path | None = None) -> dict[str, Figure]:
+        """Measure everything.
+
+        Errors and accuracies on all held-out molecules and, as ``train_…``, on a sample of 600 of
+        the others; MI and probes on the whole data set, and above 10,000 molecules on the held-out
+        ones, at most 5,000 of them: always the same sample.
+
+        With a `path`, another file of molecules takes the place of both parts.
+        """
+        if path is None:
+            data = self.encoded.molecules
+            held_out = self.encoded.held_out_rows
+            fit = self._fit(model, data, held_out)
+            train = self._fit(model, data, _sample(self.encoded.train_rows, TRAINING_SAMPLE))
+            fit |= {f"train_{name}": value for name, value in train.items()}
+        else:
+            data = self.load(replace(self.config, data=str(path)), self.vocabulary)
+            data.tell()
+            held_out = torch.arange(len(data))
+            fit = self._fit(model, data, held_out)
+        rows = invariance_rows(held_out, len(data))
+        z0 = _in_chunks(lambda ids: model.encode(ids).z0, data.ids, rows)
+        standardised = model.targets.transform(data.targets[rows].float())
+        return {**fit, **invariance(z0, model.log_sigma[: model.z0_dim], standardised)}
+
+    def _fit(self, model: STIB, data: MoleculeSet, rows: Tensor) -> dict[str, Figure]:
+        ids = data.ids[rows]
+        written = _in_chunks(model.reconstruct, data.ids, rows)
+        predicted = model.targets.inverse(_in_chunks(model.predict, data.ids, rows)).double()
+        targets = data.targets[rows]
+        columns = list(zip(predicted.split(1, dim=1), targets.split(1, dim=1), strict=True))
+        figures = (
+            token_accuracy(written, ids, self.vocabulary.pad_id),
+            string_accuracy(written, ids, self.vocabulary.pad_id),
+            *(mae(*pair) for pair in columns),
+            *(_r2(*pair) for pair in columns),
+        )
+        return dict(zip(self.figures, figures, strict=True))
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], ids: Rows, rows: Tensor) -> Tensor:
+    return torch.cat([function(ids[part]) for part in rows.split(CHUNK)])
+
+
+def _sample(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of the rows, always the same."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(count))
+    return rows[order[:count]] if len(rows) > count else rows
+
+
+def invariance_rows(held_out: Tensor, total: int) -> Tensor:
+    """Rows on which MI and probes are measured: few enough for the k-d tree and the probes."""
+    if total <= INVARIANCE_WHOLE:
+        return torch.arange(total)
+    return _sample(held_out, INVARIANCE_SAMPLE)
+
+
+def _r2(predicted: Tensor, target: Tensor) -> float | None:
+    """Share of the target's variance that the prediction explains; None where there is none."""
+    variance = (target - target.mean()).square().sum()
+    return float(1 - (predicted - target).square().sum() / variance) if variance > 0 else None
+
+
+def _refusal(tokenizer: SmilesTokenizer, smiles: str) -> str:
+    """What the tokeniser has against a string."""
+    try:
+        tokenizer.encode([smiles])
+    except ValueError as error:
+        return str(error).removeprefix("row 0: ")
+    raise AssertionError(f"{smiles!r} is encoded alone, but not among others")
+
+
+def digest(data: str) -> str:
+    """SHA-256 of a file, or of the record of a token cache, which holds those of its parts."""
+    path = Path(data)
+    return file_digest(path / RECORD if path.is_dir() else path)
+
+
+def data_report(folder: Path) -> dict[str, Any] | None:
+    """What a run folder says of the rows of its file; None for a run of version 0.1.0."""
+    path = folder / REPORT_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
