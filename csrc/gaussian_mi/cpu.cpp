@@ -5,13 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -19,6 +13,7 @@
 #include "finalize.h"
 #include "instruction_sets.h"
 #include "kernels.h"
+#include "memory.h"
 
 #if defined(__x86_64__)
 STIB_BEGIN_TARGET(STIB_AVX2)
@@ -62,26 +57,12 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Scratch of one thread: grows, is kept for the next call, and is freed with its thread.
-void* scratch(int64_t d) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<void, Free> buffer;
-  thread_local size_t capacity = 0;
-  // Room for either kernel: two float64 tiles and a vector of columns, the matrix, vectors of
-  // length d.
-  const size_t bytes =
-      sizeof(double) * (size_t(2 * d + 18) * kTileRows + size_t(d) * size_t(d) + 16 * size_t(d));
-  if (capacity < bytes) {
-    buffer.reset();
-    capacity = 0;
-    void* fresh = nullptr;
-    if (posix_memalign(&fresh, 64, bytes) != 0) throw std::bad_alloc();
-    buffer.reset(fresh);
-    capacity = bytes;
-  }
-  return buffer.get();
+// Room for either kernel: two float64 tiles and a vector of columns, the matrix, vectors of length
+// d.
+void* kernel_scratch(int64_t d) {
+  struct Room;
+  return scratch<Room>(sizeof(double) *
+                       (size_t(2 * d + 18) * kTileRows + size_t(d) * size_t(d) + 16 * size_t(d)));
 }
 
 // ---- arguments ---------------------------------------------------------------------------------
@@ -199,7 +180,7 @@ double sample_moments(const Sample& sample, bool fast, double* mean, double* sca
   const int64_t step = chunk_rows(sample.rows);
   const int64_t chunks = std::max<int64_t>(1, (sample.rows + step - 1) / step);
   if (chunks == 1)
-    return kernels().moments(sample, 0, sample.rows, fast, mean, scatter, scratch(d));
+    return kernels().moments(sample, 0, sample.rows, fast, mean, scatter, kernel_scratch(d));
 
   const int64_t stride = 1 + d + d * d;
   const std::unique_ptr<double[]> partial(new double[size_t(chunks * stride)]);
@@ -207,7 +188,7 @@ double sample_moments(const Sample& sample, bool fast, double* mean, double* sca
     for (int64_t chunk = first; chunk < last; ++chunk) {
       double* out = partial.get() + chunk * stride;
       out[0] = kernels().moments(sample, chunk * step, std::min(sample.rows, (chunk + 1) * step),
-                                 fast, out + 1, out + 1 + d, scratch(d));
+                                 fast, out + 1, out + 1 + d, kernel_scratch(d));
     }
   });
   for (int64_t distance = 1; distance < chunks; distance *= 2)
@@ -219,16 +200,6 @@ double sample_moments(const Sample& sample, bool fast, double* mean, double* sca
   std::copy_n(partial.get() + 1, d, mean);
   std::copy_n(partial.get() + 1 + d, d * d, scatter);
   return partial[0];
-}
-
-// Gradients are new memory: in 4 KiB pages their first touch costs more than the arithmetic.
-void use_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t page = uintptr_t{1} << 21;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + uintptr_t(bytes)) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 std::vector<Tensor> apply_rows(const Tensor* tensors, size_t size, const Sample& sample,
@@ -246,7 +217,7 @@ std::vector<Tensor> apply_rows(const Tensor* tensors, size_t size, const Sample&
   const int64_t step = chunk_rows(sample.rows);
   for_chunks(sample, (sample.rows + step - 1) / step, [&](int64_t first, int64_t last) {
     kernels().apply(sample, affine, out.data(), first * step, std::min(sample.rows, last * step),
-                    scratch(sample.d));
+                    kernel_scratch(sample.d));
   });
   return result;
 }
