@@ -32,13 +32,19 @@ ROOT = Path(__file__).parent
 BUILD_INFO = ROOT / "stib_fast" / "_build.json"
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
 SOURCES = {
-    "cpp": ["csrc/gaussian_mi/cpu.cpp", "csrc/one_hot/cpu.cpp", "csrc/one_hot_conv1d/cpu.cpp"],
+    "cpp": [
+        "csrc/gaussian_mi/cpu.cpp",
+        "csrc/knn_mi/cpu.cpp",
+        "csrc/one_hot/cpu.cpp",
+        "csrc/one_hot_conv1d/cpu.cpp",
+    ],
     "smiles": ["csrc/smiles/module.cpp"],
     "cuda": ["csrc/smiles/cuda.cu"],
 }
 HEADERS = [str(path) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 # The extensions of the host; a GPU library may be missing where these are required.
 HOST = ("cpp", "smiles")
+INSTEAD = {"cpp": "eager PyTorch", "smiles": "plain Python", "cuda": "the CPU"}
 
 
 def is_set(name):
@@ -126,36 +132,32 @@ class BuildOrExplain(build_ext if torch is None else cpp_extension.BuildExtensio
     """Builds what can be built and records why the rest is not."""
 
     def run(self):
-        self.results = dict(outcomes)
-        if self.extensions:
-            super().run()
-        for name, reason in self.results.items():
-            if reason != "built":
-                print(f"stib_fast: {name} library {reason}", file=sys.stderr)
+        results = dict(outcomes)
+        every, compiler, built = self.extensions, self.compiler, []
+        # One by one: torch checks compilers before it builds, for all that it is given.
+        for extension in every:
+            name = NAMES[extension.name]
+            self.extensions, self.compiler = [extension], compiler
+            try:
+                super().run()
+                results[name] = "built"
+                built.append(extension)
+            except Exception as error:
+                if name in HOST and is_set("STIB_FAST_REQUIRE_EXT"):
+                    raise
+                results[name] = f"not built: {type(error).__name__}: {error}".splitlines()[0]
+        self.extensions = built
+        for name, result in results.items():
+            if result != "built":
+                print(f"stib_fast: {name} library {result}; {INSTEAD[name]} it is", file=sys.stderr)
         facts = {"torch": torch.__version__ if torch else None, "compiler": compiler_version()}
-        BUILD_INFO.write_text(json.dumps({**self.results, **facts}, indent=2) + "\n")
-
-    def build_extension(self, extension):
-        name = NAMES[extension.name]
-        try:
-            super().build_extension(extension)
-            self.results[name] = "built"
-        except Exception as error:
-            if name in HOST and is_set("STIB_FAST_REQUIRE_EXT"):
-                raise
-            self.results[name] = f"not built: {type(error).__name__}: {error}".splitlines()[0]
+        BUILD_INFO.write_text(json.dumps({**results, **facts}, indent=2) + "\n")
 
     def get_ext_filename(self, name):
         # setuptools asks with and without the package before the name.
         if name.endswith("_smiles"):
             return build_ext.get_ext_filename(self, name)
         return super().get_ext_filename(name)
-
-    def copy_extensions_to_source(self):
-        built = [e for e in self.extensions if self.results[NAMES[e.name]] == "built"]
-        self.extensions, every = built, self.extensions
-        super().copy_extensions_to_source()
-        self.extensions = every
 
 
 class BuildPyAfterExtensions(build_py):

@@ -24,8 +24,8 @@ def report() -> dict[str, Any]:
     """
     return {
         "backends": {
-            "cpp": _compiled("tensor ops", backends.cpp_unusable),
-            "cpp (smiles)": _compiled("tokeniser", backends.smiles_unusable),
+            "cpp": _compiled("tensor ops", backends.cpp_unusable, ("torch", "compiler")),
+            "cpp (smiles)": _compiled("tokeniser", backends.smiles_unusable, ("compiler",)),
             "eager": {"usable": True, "reason": "plain PyTorch and Python, any device"},
             "triton": _triton(),
             "cuda": _cuda(),
@@ -54,11 +54,11 @@ def text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _compiled(what: str, unusable: str | None) -> dict[str, Any]:
+def _compiled(what: str, unusable: str | None, tools: tuple[str, ...]) -> dict[str, Any]:
     record = backends.PACKAGE / "_build.json"
     built = json.loads(record.read_text()) if record.exists() else {}
-    tools = ", ".join(f"{name} {built[name]}" for name in ("torch", "compiler") if name in built)
-    state = unusable or f"built with {tools or 'tools that were not recorded'}"
+    known = ", ".join(f"{name} {built[name]}" for name in tools if name in built)
+    state = unusable or f"built with {known or 'tools that were not recorded'}"
     return {"usable": unusable is None, "reason": f"{what}: {state}"}
 
 

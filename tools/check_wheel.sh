@@ -16,22 +16,30 @@ cd "$work"
 "$PYTHON" -m venv clean
 quietly clean/bin/python -m pip install "$TORCH" wheel/*.whl
 clean/bin/stib doctor > doctor
-grep -q "^cpp  *usable" doctor || { cat doctor; exit 1; }
+for part in "cpp" "cpp (smiles)"; do
+  grep -q "^$part  *usable" doctor || { cat doctor; exit 1; }
+done
 quietly clean/bin/stib train artificial --help
 clean/bin/python - <<'PYTHON_CODE'
 import pathlib
 
 import torch
 
-import stib_fast
+import stib_fast.chem
 
 home = pathlib.Path(stib_fast.__file__).parent
 assert "clean" in home.parts, f"imported from {home}, not from the wheel"
-for name in ("py.typed", "_build.json", "configs/artificial_paper.yaml", "kernels/__init__.py"):
+for name in (
+    *("py.typed", "_build.json", "_smiles.pyi", "configs/artificial_paper.yaml"),
+    *("kernels/one_hot_conv1d.py", "chem/presets/zinc250k.json"),
+):
     assert (home / name).exists(), f"{name} is not in the wheel"
 assert not list(home.parent.glob("tests")), "tests are in the wheel"
 with stib_fast.backend("cpp"):
     value = stib_fast.functional.gaussian_mi(torch.randn(100, 2), torch.randn(100, 3))
 assert value > 0
+tokenizer = stib_fast.chem.SmilesTokenizer(stib_fast.chem.Vocabulary.preset("zinc250k"), 9)
+with stib_fast.backend("cpp"):
+    assert tokenizer.decode(tokenizer.encode(["CCl", "c1ccccc1"]).ids) == ["CCl", "c1ccccc1"]
 print("the wheel built from the sdist works:", stib_fast.__version__)
 PYTHON_CODE

@@ -205,6 +205,7 @@ void forward(const Tensor& ids, const Tensor& weight, const std::optional<Tensor
 Tensor one_hot_conv1d(Tensor ids, Tensor weight, std::optional<Tensor> bias, int64_t stride,
                       int64_t padding, int64_t dilation, std::optional<int64_t> padding_idx) {
   const bool wide = is_wide(weight);
+  STD_TORCH_CHECK(weight.size(0) > 0, "one_hot_conv1d: weight must have a filter");
   if (bias)
     STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == 1 && bias->size(0) == weight.size(0) &&
                         bias->scalar_type() == weight.scalar_type(),
@@ -295,6 +296,7 @@ std::tuple<Tensor, Tensor> one_hot_conv1d_backward(Tensor ids, Tensor grad, int6
                                                    int64_t padding, int64_t dilation,
                                                    std::optional<int64_t> padding_idx) {
   const bool wide = is_wide(grad);
+  STD_TORCH_CHECK(grad.size(1) > 0, "one_hot_conv1d: grad must have a filter");
   const Geometry geometry = geometry_of(ids, num_classes, kernel_size, stride, padding, dilation);
   STD_TORCH_CHECK(grad.size(0) == ids.size(0) && grad.size(2) == geometry.outputs,
                   "one_hot_conv1d: the shapes of grad and ids do not fit");

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -48,7 +49,9 @@ class PythonStrings {
 
  private:
   static View view_of(PyObject* item, int64_t row) {
-    if (item == Py_None) return {nullptr, kMissing};
+    // NaN is what data frames put where nothing is.
+    if (item == Py_None || (PyFloat_Check(item) && std::isnan(PyFloat_AS_DOUBLE(item))))
+      return {nullptr, kMissing};
     if (!PyUnicode_Check(item))
       throw py::value_error("row " + std::to_string(row) + ": expected a SMILES string, not " +
                             py::cast<std::string>(py::repr(item)));
@@ -132,8 +135,7 @@ class Strings {
   std::vector<py::object> arrays_;
 };
 
-// ---- encode and decode
-// ---------------------------------------------------------------------------
+// ---- encode and decode -------------------------------------------------------------------------
 
 template <class T>
 void require_size(const Array<T>& array, int64_t size, const char* name) {
@@ -218,8 +220,7 @@ class Codec {
   Spelling spelling_;
 };
 
-// ---- counting
-// ------------------------------------------------------------------------------------
+// ---- counting ----------------------------------------------------------------------------------
 
 class TokenCounter {
  public:
@@ -246,8 +247,7 @@ class TokenCounter {
   TokenCounts counts_;
 };
 
-// ---- lines
-// ---------------------------------------------------------------------------------------
+// ---- lines -------------------------------------------------------------------------------------
 
 Array<uint8_t> room_for(size_t size) { return Array<uint8_t>(static_cast<py::ssize_t>(size) + 8); }
 

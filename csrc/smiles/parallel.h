@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -34,7 +33,7 @@ void for_each_part(int64_t rows, int64_t parts, const Work& work) {
   int64_t own = 1;  // parts that no thread could be had for are done here
   try {
     for (; own < parts; ++own) others.emplace_back(run, own);
-  } catch (const std::system_error&) {
+  } catch (...) {
   }
   for (int64_t part = own; part < parts; ++part) run(part);
   run(0);

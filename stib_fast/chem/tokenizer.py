@@ -91,7 +91,7 @@ class SmilesTokenizer:
         ------
         ValueError
             One string in place of a list, a file or column that cannot be read, and whatever the
-            policies refuse, with row (from 0), token and column (from 1).
+            policies refuse, with row (from 0; in a file from 1), token and column (from 1).
         OSError
             The file cannot be opened.
         """
@@ -177,7 +177,8 @@ class SmilesTokenizer:
         first_row = 0
         try:
             for strings in _strings_of_file(path, column):
-                ids, lengths, rows = encode([strings], self._settings(), first_row).kept()
+                # Messages count a file's records from 1, as its readers do.
+                ids, lengths, rows = encode([strings], self._settings(), first_row + 1).kept()
                 kept.append(Encoded(ids, lengths, rows + first_row))
                 first_row += len(strings)
         except ValueError as error:

@@ -7,6 +7,7 @@ unknown 3.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ class Settings:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, not {value!r}")
+        if not isinstance(self.max_length, int):
+            raise ValueError(f"max_length must be an integer, not {self.max_length!r}")
         if self.max_length < 1 + self.bos + self.eos:
             raise ValueError(
                 f"max_length {self.max_length} leaves no room for a token beside bos and eos"
@@ -270,6 +273,9 @@ def encode_bytes(data: Tensor, offsets: Tensor, settings: Settings) -> EncodedRo
     tensor([[4, 5, 2],
             [4, 2, 0]], dtype=torch.uint8)
     """
+    for name, tensor in (("data", data), ("offsets", offsets)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a torch tensor, not {type(tensor).__name__}")
     if data.dtype != torch.uint8 or data.ndim != 1:
         raise ValueError(f"data must be uint8 [M], not {data.dtype} {list(data.shape)}")
     if offsets.dtype not in (torch.int32, torch.int64) or offsets.ndim != 1 or len(offsets) == 0:
@@ -280,7 +286,7 @@ def encode_bytes(data: Tensor, offsets: Tensor, settings: Settings) -> EncodedRo
         raise ValueError(f"data is on {data.device} but offsets are on {offsets.device}")
     data, places = data.contiguous(), offsets.to(torch.int64)
     valid = (places[0] >= 0) & (places[-1] <= len(data)) & (places.diff() >= 0).all()
-    if data.device.type != "cuda" or backends.cuda_unusable is not None:
+    if not _runs_on_gpu(data.device):
         _require_valid(valid)
         part = ByteStrings(data.cpu(), offsets.contiguous().cpu())
         return EncodedRows(*(tensor.to(data.device) for tensor in encode([part], settings)))
@@ -304,6 +310,18 @@ def encode_bytes(data: Tensor, offsets: Tensor, settings: Settings) -> EncodedRo
         part = ByteStrings(data.cpu(), places.cpu())
         _require_allowed(part, settings, encoded.status.cpu(), 0)
     return encoded
+
+
+def _runs_on_gpu(device: torch.device) -> bool:
+    """Whether bytes on a device become ids there; on a GPU without the library a warning tells."""
+    if device.type != "cuda" or backend_for(_CPU, part="smiles") != "cpp":
+        return False
+    if backends.cuda_unusable is not None:
+        warnings.warn(
+            f"SMILES pass through the CPU: the CUDA library is {backends.cuda_unusable}",
+            stacklevel=4,
+        )
+    return backends.cuda_unusable is None
 
 
 def _require_valid(offsets_are: Tensor) -> None:
@@ -427,6 +445,8 @@ def decode(ids: Tensor, tokens: tuple[str, ...]) -> list[str]:
     >>> decode(torch.tensor([[1, 4, 5, 2, 0]]), ("<pad>", "<bos>", "<eos>", "<unk>", "C", "O"))
     ['CO']
     """
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"ids must be a torch tensor, not {type(ids).__name__}")
     if ids.ndim != 2 or ids.dtype not in _INTEGER_DTYPES:
         raise ValueError(f"ids must be integers [N, L], not {ids.dtype} {list(ids.shape)}")
     ids = ids.detach().cpu().contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,7 +38,7 @@ def strings_of(smiles: Any, first_row: int = 0) -> list[Strings]:
     smiles : list of str, NumPy array, Arrow array, or any other iterable of str
         NumPy's fixed-width ``U`` and ``S`` types and Arrow's arrays (pyarrow, chunked or not, and
         whatever speaks Arrow's PyCapsule protocol, as pandas and polars do) are read in place.
-        None is a missing string, and so is what a masked array masks.
+        None and NaN are missing strings, and so is what a masked array masks.
     first_row : int
         Number of the first row, for messages.
 
@@ -89,6 +90,8 @@ class PythonStrings:
     def text(self, row: int) -> str | None:
         """Return one row."""
         text = self._strings[row]
+        if isinstance(text, float) and math.isnan(text):
+            return None
         if text is not None and not isinstance(text, str):
             raise ValueError(f"row {self._first_row + row}: expected a SMILES string, not {text!r}")
         return text

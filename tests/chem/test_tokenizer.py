@@ -149,7 +149,7 @@ def test_a_file_reads_as_its_strings(backend: str, tmp_path: Path, name: str) ->
         assert torch.equal(tensor, same)
     with pytest.raises(ValueError, match=rf"{name}.*other"):
         tokenizer.encode(tmp_path / name, column="other")
-    with pytest.raises(ValueError, match=rf"{name}: row 1: .*column 2"):
+    with pytest.raises(ValueError, match=rf"{name}: row 2: .*column 2"):
         tokenizer.encode(write(tmp_path / name, ["C", "C[", "C"]), column=column)
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stib_fast.ops.smiles import Settings, count, encode
+from stib_fast.ops.smiles import Settings, Status, count, encode
 from stib_fast.ops.strings import ByteStrings, strings_of
 
 TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "C", "Cl", "c", "1", "[nH]", "%12", "[C@@H2+:12]")
@@ -89,7 +89,12 @@ def test_strings_of_every_width_in_memory(backend: str) -> None:
     assert_reads_as(smiles, smiles)
 
 
-@pytest.mark.parametrize("entry", [float("nan"), 3, b"C", ["C"], pyarrow.scalar("C")])
+def test_nan_is_a_missing_string(backend: str) -> None:
+    [strings] = strings_of(np.array(["C", float("nan"), None], dtype=object))
+    assert count(strings, "atom").status.tolist() == [Status.KEPT, Status.MISSING, Status.MISSING]
+
+
+@pytest.mark.parametrize("entry", [3, b"C", ["C"], pyarrow.scalar("C")])
 @pytest.mark.parametrize("on_unknown", ["error", "drop"])
 def test_entries_that_are_no_strings(backend: str, entry: object, on_unknown: str) -> None:
     chosen = Settings(TOKENS, "atom", 12, False, True, on_unknown, "error")
