@@ -145,6 +145,10 @@ def test_a_table_run_is_evaluated_embedded_and_resumed(table_run, dirty, capsys)
     output = capsys.readouterr()
     assert "train_mae_pKa" not in json.loads(output.out)
     assert output.err.count(": of 60 rows left out ") == 5
+    small = dirty.with_name("small.csv")
+    small.write_text("name,logS,pKa\nCON,1,1\nCCO,1,2\n")
+    assert main(["evaluate", str(table_run), "--data", str(small)]) == 2
+    assert "2 usable rows are too few: at least 21" in capsys.readouterr().err
     clean = dirty.with_name("clean.csv")
     clean.write_text("name\nCON\nNOC\nCON\n")
     assert main(["embed", str(table_run), str(clean)]) == 0
@@ -184,6 +188,7 @@ def test_parquet_and_repeated_target_options(dirty, tmp_path):
             "3 with a target that is not a finite number: row 51: 'x'",
         ),
         (["--target", "mass"], "column 'mass' is missing; there are ['name', 'logS', 'pKa']"),
+        (["--target", "pKa", "--target", "pKa"], "target 'pKa' is named more than once"),
         (["--target", "name"], "column 'name' is asked for more than once"),
         (["--smiles", "logS"], "column 'logS' is asked for more than once"),
         (["--optimisation.batch", "400"], "48 molecules to train on are fewer than"),
@@ -228,6 +233,28 @@ def test_zinc_predicts_druglikeness_beside_the_paper(dirty, tmp_path, capsys):
     assert main(["table", str(tmp_path / "qed"), str(tmp_path / "both")]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert next(row for row in rows if "STIB (qed)" in row).count("–") == 2
+
+
+def test_zinc_takes_columns_as_any_table_does(dirty, tmp_path, capsys):
+    command = ["train", "zinc", "--data", str(dirty), "--run", str(tmp_path / "run"), *TINY]
+    assert main([*command, "--smiles", "name", "--target", "pKa"]) == 0
+    shown = capsys.readouterr().out
+    assert "MAE pKa" in shown
+    account = "; 2 with a malformed SMILES; 2 repeating a molecule; not checked by RDKit.\n"
+    assert account in shown
+
+
+def test_runs_of_one_name_keep_an_account_each(table_run, tmp_path, capsys):
+    twin = tmp_path / table_run.name
+    shutil.copytree(table_run, twin)
+    account = json.loads((twin / "data.json").read_text())
+    (twin / "data.json").write_text(json.dumps(account | {"read": 61}))
+    assert main(["table", str(table_run), str(twin)]) == 0
+    accounts = [row for row in capsys.readouterr().out.splitlines() if row.startswith("Data ")]
+    assert [row.partition(",")[0] for row in accounts] == [
+        f"Data ({table_run}): 60 rows read",
+        f"Data ({twin}): 61 rows read",
+    ]
 
 
 def test_doctor_explains_every_backend(capsys):

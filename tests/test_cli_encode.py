@@ -114,6 +114,21 @@ def test_the_table_counts_every_row(tmp_path, capsys):
     assert cache.target_names == ("x",)
 
 
+def test_targets_may_be_named_one_by_one(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("smiles,x,y,z\nC,1,2,3\nO,4,5,\n")
+    command = ["encode", str(tmp_path / "a.csv"), "-o", str(tmp_path / "cache")]
+    command += ["--target", "x", "z", "--target", "y"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "column 'z', row 2: '' is not a finite number" in error
+    # What the message says is done to the same folder.
+    assert "--on-bad-target drop" in error
+    assert main([*command, "--on-bad-target", "drop"]) == 0
+    cache = TokenCache(tmp_path / "cache")
+    assert cache.target_names == ("x", "z", "y")
+    assert cache.targets.tolist() == [[1, 3, 2]]
+
+
 @pytest.mark.parametrize("preset", ["qm9", "zinc250k"])
 def test_presets(tmp_path, preset):
     (tmp_path / "a.smi").write_text("CC#N acetonitrile\nc1ccccc1\n")
@@ -130,10 +145,10 @@ def test_presets(tmp_path, preset):
         (["missing.smi"], "missing.smi"),
         (["a.txt"], "ends in one of .smi"),
         (["a.smi", "--smiles", "s"], "a.smi: column 's' is missing; there are ['smiles', 'name']"),
-        (["a.smi", "--target", "name"], "a.smi: column 'name', row 0: 'x' is not a finite number"),
-        (["a.smi", "--max-length", "3"], "row 0: 'CCO' needs 4 positions but max_length is 3"),
+        (["a.smi", "--target", "name"], "a.smi: column 'name', row 1: 'x' is not a finite number"),
+        (["a.smi", "--max-length", "3"], "row 1: 'CCO' needs 4 positions but max_length is 3"),
         (["a.smi", "--max-length", "1"], "leaves no room"),
-        (["a.smi", "--vocabulary", "v.json"], "row 0: token 'O' at column 3"),
+        (["a.smi", "--vocabulary", "v.json"], "row 1: token 'O' at column 3"),
         (["a.smi", "--vocabulary", "v.json", "--level", "char"], "is of level atom"),
         (["a.smi", "--vocabulary", "nowhere.json"], "nowhere.json"),
         (["a.smi", "--on-unknown", "ignore"], "invalid choice"),

@@ -1,14 +1,15 @@
-"""Laws of Gaussian mutual information, on examples that hypothesis makes up.
+"""Laws of the ops, on examples that hypothesis makes up.
 
-Tolerance of a value: the ridge of 1e-12, times the condition of a side's correlations (100 of the
-map, 100 of the sample), over the least 1 - rho^2 (0.01): 1e-6. Rounding has 1e-16 for 1e-12.
+Tolerance of a mutual information: the ridge of 1e-12, times the condition of a side's correlations
+(100 of the map, 100 of the sample), over the least 1 - rho^2 (0.01): 1e-6. Rounding has 1e-16 for
+1e-12.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -138,3 +139,35 @@ def test_gradient_is_orthogonal_to_affine_maps(seed: int, n: int, m: int) -> Non
         size = float(part.norm() * gradient.norm())
         assert gradient.sum(0).abs().max() <= 1e-10 * (1 + size)
         assert (part.mT @ gradient).abs().max() <= 1e-10 * (1 + size)
+
+
+@given(
+    seeds,
+    st.tuples(st.integers(0, 5), st.integers(1, 20), st.integers(1, 8)),
+    st.tuples(st.integers(1, 20), st.integers(1, 6)),
+    st.tuples(st.integers(1, 4), st.integers(0, 6), st.integers(1, 4)),
+    st.booleans(),
+)
+def test_convolution_of_one_hot(
+    seed: int,
+    strings: tuple[int, int, int],
+    kernel: tuple[int, int],
+    geometry: tuple[int, int, int],
+    leave_out: bool,
+) -> None:
+    (batch, length, classes), (filters, taps), (stride, padding, dilation) = (
+        strings,
+        kernel,
+        geometry,
+    )
+    assume(length + 2 * padding > dilation * (taps - 1))
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(classes, (batch, length), generator=generator)
+    weight, bias = normal(seed, filters, classes, taps), normal(seed + 1, filters)
+    padding_idx = classes - 1 if leave_out else None
+    one_hot = F.one_hot(ids, classes, torch.float64, layout="BVL", padding_idx=padding_idx)
+    expected = torch.nn.functional.conv1d(one_hot, weight, bias, stride, padding, dilation)
+    ours = F.one_hot_conv1d(ids, weight, bias, stride, padding, dilation, padding_idx)
+    assert ours.shape == expected.shape
+    # At most 7 terms below 10, in another order.
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-14)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def read_batches(
     ValueError
         Another suffix; a column that is missing, appears or is asked for more than once; rows of
         unequal length; a row above 16 MB; a damaged file, or one that is not UTF-8. The message
-        names the file, and lists the columns there are.
+        names the file, counts rows from 1 after the header, and lists the columns there are.
 
     Examples
     --------
@@ -156,6 +157,8 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    # Arrow counts the header.
+    text = re.sub(r"\bRow #(\d+)", lambda found: f"row {int(found[1]) - 1}", text, count=1)
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -253,7 +256,7 @@ def _smi_batches(
             fields = dict(zip(SMI_COLUMNS, split_lines(block), strict=True))
         except UnicodeDecodeError as error:
             before = block[: block.rfind(b"\n", 0, error.start) + 1]
-            row = first_row + len(split_lines(before)[0])
+            row = first_row + len(split_lines(before)[0]) + 1
             raise ValueError(f"{path}: row {row} is not UTF-8") from error
         first_row += len(fields["smiles"])
         yield pyarrow.record_batch([fields[name] for name in columns], names=list(columns))

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import jsonargparse
 
 from stib_fast import doctor
-from stib_fast.cli import data, encode, results, train
+from stib_fast.cli import data, encode, mi, results, train
 from stib_fast.cli.parsers import Commands, command
 from stib_fast.training import Interrupted
 
 __all__ = ["main"]
 
-MODULES = (train, results, encode, data)
+MODULES = (train, results, encode, data, mi)
 USER_ERROR = 2
 INTERRUPTED = 130
 

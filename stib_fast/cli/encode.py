@@ -27,13 +27,19 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     encode = command(
         "Encode the SMILES of a file into a folder of token ids. What was stopped, the same "
-        "command continues; on a finished folder it compares the digests."
+        "command continues; on a finished folder it compares the digests. Messages count rows from "
+        "1, after the header; the column row of the folder's files counts from 0."
     )
     encode.add_argument("file", type=str, help=".smi, .csv (also .gz) or .parquet")
     encode.add_argument("-o", "--output", type=str, required=True, help="folder")
     encode.add_argument("--smiles", type=str, default="smiles", help="column of the SMILES")
     encode.add_argument(
-        "--target", type=str, nargs="+", default=[], help="columns of numbers to keep"
+        "--target",
+        type=str,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="columns of numbers to keep",
     )
     encode.add_argument(
         "--vocabulary", type=str, help="JSON file, qm9 or zinc250k; default: that of the file"
@@ -47,7 +53,7 @@ def add_to(commands: Commands) -> None:
     encode.add_argument("--on-bad-target", choices=["error", "drop"], default="error")
     encode.add_argument("--bos", action="store_true", help="begin rows with bos")
     encode.add_argument("--no-eos", action="store_true", help="do not end rows with eos")
-    encode.add_argument("--rows-per-shard", type=int, help="default: 64 MiB of ids")
+    encode.add_argument("--rows-per-shard", type=int, help="default: 64 MiB")
     commands.add_subcommand("encode", encode)
 
 

@@ -50,7 +50,7 @@ def _embed(options: jsonargparse.Namespace) -> None:
     file = Path(options.file)
     if isinstance(trained.experiment, MoleculeExperiment):
         column = options.smiles or trained.experiment.config.molecules.smiles
-        rows: Any = read_table(file, column, targets={}).smiles
+        rows: Any = read_table(file, column, targets=()).smiles
         predictions = trained.experiment.predictions
     else:
         (rows,) = read_arrays(file, ("x",))

@@ -44,7 +44,7 @@ def add_to(commands: Commands) -> None:
     ):
         molecules = _training_command(description, kind.config_type)
         molecules.add_argument("--data", type=str, required=True, help=data)
-        if kind is Table:
+        if issubclass(kind, Table):
             molecules.add_argument("--smiles", type=str, help="column of the SMILES")
             molecules.add_argument(
                 "--target", type=str, nargs="+", action="extend", help="columns to predict"
@@ -82,7 +82,7 @@ def _train(options: jsonargparse.Namespace) -> None:
         kind = MOLECULE_EXPERIMENTS[name]
         data = str(Path(chosen.data).resolve())
         molecules = chosen.molecules
-        if kind is Table:
+        if issubclass(kind, Table):
             molecules = replace(
                 molecules,
                 smiles=chosen.smiles or molecules.smiles,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stib_fast.chem import VocabularyBuilder, tokenize
+from stib_fast.chem.cells import as_numbers, as_strings, parse_number
 from stib_fast.chem.files import read_batches
 from stib_fast.chem.validity import canonical_smiles
+from stib_fast.ops.smiles import Status, count, malformation
+from stib_fast.ops.strings import strings_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,6 +29,7 @@ EV_PER_HARTREE = 27.211386
 # (Ramakrishnan et al. 2014, Sci. Data 1:140022, Table 3.)
 _ALPHA, _GAP = 6, 9
 _NAMED_ROWS = 5
+_UNCHARACTERISED = "uncharacterized.txt"
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,6 @@ class MoleculeTable:
         float64, shape [N, T], finite.
     target_names : tuple of str
         T names.
-    units : tuple of str
-        T units; "" for a number without unit, or whose unit nobody told.
     source : str
         Where they come from, for messages.
     rows : Tensor, optional
@@ -82,7 +83,7 @@ class MoleculeTable:
 
     Examples
     --------
-    >>> table = MoleculeTable(["C"], torch.tensor([[9.1]], dtype=torch.float64), ("gap",), ("eV",))
+    >>> table = MoleculeTable(["C"], torch.tensor([[9.1]], dtype=torch.float64), ("gap",))
     >>> len(table)
     1
     """
@@ -90,17 +91,16 @@ class MoleculeTable:
     smiles: list[str]
     targets: Tensor
     target_names: tuple[str, ...]
-    units: tuple[str, ...]
     source: str = "table"
     rows: Tensor | None = None
     left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.smiles), len(self.target_names))
-        if self.targets.shape != shape or len(self.units) != shape[1]:
+        if self.targets.shape != shape:
             raise ValueError(
-                f"{shape[0]} SMILES, {shape[1]} target names and {len(self.units)} units do not "
-                f"fit targets of shape {list(self.targets.shape)}"
+                f"{shape[0]} SMILES and {shape[1]} target names do not fit targets of shape "
+                f"{list(self.targets.shape)}"
             )
         if self.rows is not None and self.rows.shape != shape[:1]:
             raise ValueError(f"rows has shape {list(self.rows.shape)}, not [{shape[0]}]")
@@ -140,7 +140,7 @@ class MoleculeTable:
 
         Examples
         --------
-        >>> table = MoleculeTable(["C", "?"], torch.zeros(2, 0), (), ())
+        >>> table = MoleculeTable(["C", "?"], torch.zeros(2, 0), ())
         >>> rest = table.without(np.array([False, True]), "of odd marks", lambda i: table.smiles[i])
         >>> rest.smiles, str(rest.left_out[0])
         (['C'], '1 of odd marks: row 2: ?')
@@ -166,7 +166,7 @@ def read_table(
     path: str | Path,
     smiles: str = "smiles",
     *,
-    targets: Mapping[str, str],
+    targets: Sequence[str],
     strict: bool = True,
     check: bool = False,
     unique: bool = False,
@@ -180,8 +180,8 @@ def read_table(
         or, for SMILES alone, ``.smi``.
     smiles : str
         The column of the SMILES strings; blanks and newlines around them are taken off.
-    targets : mapping of str to str
-        Columns to read as numbers, with their units: ``{"logP": "", "qed": ""}``.
+    targets : sequence of str
+        Columns to read as numbers, each once.
     strict : bool
         Whether rows that cannot be used are an error, or left out and counted: those without
         SMILES, with a target that is not a finite number, with a SMILES that cannot be cut into
@@ -194,7 +194,7 @@ def read_table(
     Returns
     -------
     MoleculeTable
-        Targets in the order of `targets`, in the file's own units.
+        Targets in the order of `targets`.
 
     Raises
     ------
@@ -210,15 +210,15 @@ def read_table(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "table.csv"
     ...     _ = path.write_text("smiles,logP\nCCO,-0.0014\nCC,\n")
-    ...     table = read_table(path, targets={"logP": ""}, strict=False)
+    ...     table = read_table(path, targets=["logP"], strict=False)
     >>> table.targets
     tensor([[-0.0014]], dtype=torch.float64)
     >>> print(table.left_out[0])
     1 with a target that is not a finite number: row 2: '' in column 'logP'
     """
     batches = read_batches(path, [smiles, *targets])
-    table = _table(Path(path), batches, tuple(targets), tuple(targets.values()), strict)
-    return _molecules(table, strict, check, unique)
+    table = _table(Path(path), batches, tuple(targets), strict)
+    return usable(table, strict=strict, check=check, unique=unique)
 
 
 def read_qm9(
@@ -239,6 +239,8 @@ def read_qm9(
     path : str or Path
         A table with the columns below (as DeepChem's ``qm9.csv``), or an official archive
         ``*.tar.bz2`` of xyz records, of which the first string of the SMILES line (GDB's) is taken.
+        The records of ``dsgdb9nsd`` that a file ``uncharacterized.txt`` beside it lists are left
+        out, also when `strict`, as QM9's authors advise.
     gap, polarisability, smiles : str
         Columns of a table; an archive has none.
     gap_unit : {"hartree", "ev"}
@@ -256,7 +258,7 @@ def read_qm9(
     OSError
         The file cannot be read.
     ValueError
-        As `read_table`; a damaged archive or record; an archive read with ``gap_unit="ev"``.
+        As `read_table`; a damaged archive, record or list; an archive read with ``gap_unit="ev"``.
 
     Examples
     --------
@@ -272,22 +274,21 @@ def read_qm9(
         raise ValueError(f"gap_unit must be 'hartree' or 'ev', not {gap_unit!r}")
     if ".tar" not in path.suffixes:
         batches = read_batches(path, [smiles, gap, polarisability])
+        table = _table(path, batches, (gap, polarisability), strict)
     elif gap_unit == "hartree":
-        batches = _archive_batches(path)
+        table = _archive(path)
     else:
         raise ValueError(f"gap_unit: the records of {path} are in Hartree")
-    table = _table(path, batches, (gap, polarisability), ("eV", "bohr^3"), strict)
     if gap_unit == "hartree":
         table.targets[:, 0] *= EV_PER_HARTREE
     table = replace(table, target_names=("gap", "polarisability"))
-    return _molecules(table, strict, check, unique)
+    return usable(table, strict=strict, check=check, unique=unique)
 
 
 def _table(
     path: Path,
     batches: Iterable[pyarrow.RecordBatch],
     names: tuple[str, ...],
-    units: tuple[str, ...],
     strict: bool,
 ) -> MoleculeTable:
     """Read the rows that hold what they should: a string, and a number for each target."""
@@ -297,7 +298,7 @@ def _table(
     for batch in batches:
         values = np.empty((batch.num_rows, len(names)))
         for i, (name, column) in enumerate(zip(names, batch.columns[1:], strict=True)):
-            values[:, i] = _numbers(path, name, column)
+            values[:, i] = as_numbers(path, name, column)
             for row in np.flatnonzero(~np.isfinite(values[:, i]))[:_NAMED_ROWS].tolist():
                 text = f"{column[row].as_py()!r} in column {name!r}"
                 cells.setdefault(len(strings) + row, text)
@@ -309,7 +310,7 @@ def _table(
     for name, finite in zip(names, np.isfinite(numbers).T, strict=True):
         if not finite.any():
             raise ValueError(f"{path}: column {name!r} holds no number in {len(strings)} rows")
-    table = MoleculeTable(strings, torch.from_numpy(numbers), names, units, source=str(path))
+    table = MoleculeTable(strings, torch.from_numpy(numbers), names, source=str(path))
     bad = np.asarray(~np.isfinite(numbers).all(axis=1))
     table = table.without(
         bad, "with a target that is not a finite number", cells.__getitem__, strict=strict
@@ -319,47 +320,37 @@ def _table(
 
 
 def _strings(path: Path, name: str, column: pyarrow.Array) -> list[str]:
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if column.type not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-        raise ValueError(f"{path}: column {name!r} holds {column.type}, not SMILES strings")
-    return [(text or "").strip() for text in column.to_pylist()]
+    return [(text or "").strip() for text in as_strings(path, name, column).to_pylist()]
 
 
-def _numbers(path: Path, name: str, column: pyarrow.Array) -> NDArray[np.float64]:
-    """Read cells as float64; NaN where one is no number."""
-    import pyarrow
+def usable(table: MoleculeTable, *, strict: bool, check: bool, unique: bool) -> MoleculeTable:
+    """Leave out, or refuse, the strings that are no molecules, and repeated ones.
 
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    try:
-        return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
-    except pyarrow.ArrowNotImplementedError as error:
-        raise ValueError(f"{path}: column {name!r} holds {column.type}, not numbers") from error
-    except pyarrow.ArrowInvalid:
-        return np.array([_number(cell) for cell in column.to_pylist()])
+    Parameters
+    ----------
+    table : MoleculeTable
+    strict, check, unique : bool
+        As of `read_table`.
 
+    Raises
+    ------
+    ValueError
+        What `strict` refuses, or no row is left.
 
-def _number(cell: str | None) -> float:
-    """NaN where the cell is no number. QM9 writes some exponents as ``1.5*^-5``."""
-    try:
-        return float((cell or "").replace("*^", "e"))
-    except ValueError:
-        return math.nan
-
-
-def _molecules(table: MoleculeTable, strict: bool, check: bool, unique: bool) -> MoleculeTable:
-    """Leave out, or refuse, the strings that are no molecules, and repeated ones."""
-    builder = VocabularyBuilder(drop_malformed=True)
-    builder.add(table.smiles)
-    if builder.malformed:
-        refusals = [_refusal(text) for text in table.smiles]
-        malformed = np.array([refusal is not None for refusal in refusals], dtype=bool)
-        table = table.without(
-            malformed, "with a malformed SMILES", lambda i: str(refusals[i]), strict=strict
-        )
+    Examples
+    --------
+    >>> table = MoleculeTable(["CCO", "C[", "OCC"], torch.zeros(3, 0), ())
+    >>> usable(table, strict=False, check=True, unique=True).smiles
+    ['CCO']
+    """
+    [strings] = strings_of(table.smiles)
+    malformed = count(strings, "atom").status.numpy() != Status.KEPT
+    table = table.without(
+        malformed,
+        "with a malformed SMILES",
+        lambda i: malformation(table.smiles[i], "atom"),
+        strict=strict,
+    )
     keys: list[str | None] = list(table.smiles)
     if check:
         keys = canonical_smiles(table.smiles)
@@ -382,20 +373,9 @@ def _molecules(table: MoleculeTable, strict: bool, check: bool, unique: bool) ->
     return table
 
 
-def _refusal(smiles: str) -> str | None:
-    """What the tokeniser has against a string."""
-    try:
-        tokenize(smiles)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _archive_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
-    """All records of an archive, in one batch: SMILES, gap, polarisability."""
-    import pyarrow
-
-    records: list[tuple[str, float, float]] = []
+def _archive(path: Path) -> MoleculeTable:
+    """All records of an archive but those that its authors advise to leave out: gap, alpha."""
+    records: list[_Record] = []
     with path.open("rb") as source:
         try:
             with tarfile.open(fileobj=source) as archive:
@@ -406,12 +386,37 @@ def _archive_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
                         records.append(_xyz_record(path, member.name, text))
         except (tarfile.ReadError, EOFError, OSError) as error:
             raise ValueError(f"{path}: not a readable tar archive: {error}") from error
-    if records:
-        columns = [pyarrow.array(column) for column in zip(*records, strict=True)]
-        yield pyarrow.record_batch(columns, names=["smiles", "gap", "alpha"])
+    if not records:
+        raise ValueError(f"{path}: the file holds no molecules")
+    values = torch.tensor([record.values for record in records], dtype=torch.float64)
+    strings = [record.smiles for record in records]
+    table = MoleculeTable(strings, values, ("gap", "alpha"), source=str(path))
+    listed = _listed(path.with_name(_UNCHARACTERISED))
+    return table.without(
+        np.array([record.qm9_index in listed for record in records], dtype=bool),
+        f"listed in {_UNCHARACTERISED}",
+        lambda i: f"index {records[i].qm9_index}, {records[i].smiles}",
+    )
 
 
-def _xyz_record(path: Path, name: str, text: str) -> tuple[str, float, float]:
+def _listed(path: Path) -> set[int]:
+    """Read the indices that QM9's list begins its lines with, between a header and a footer."""
+    if not path.is_file():
+        return set()
+    fields = [line.split(maxsplit=1) for line in path.read_text("utf-8", "replace").splitlines()]
+    listed = {int(field[0]) for field in fields if field and field[0].isdecimal()}
+    if not listed:
+        raise ValueError(f"{path}: no line begins with the index of a molecule")
+    return listed
+
+
+class _Record(NamedTuple):
+    smiles: str
+    values: tuple[float, float]
+    qm9_index: int | None
+
+
+def _xyz_record(path: Path, name: str, text: str) -> _Record:
     """Read one record: GDB's SMILES comes first on the line before the InChI line."""
     lines = text.splitlines()
     properties = lines[1].split() if len(lines) > 1 else []
@@ -421,10 +426,12 @@ def _xyz_record(path: Path, name: str, text: str) -> tuple[str, float, float]:
     smiles = lines[inchi - 1].split()
     if not smiles:
         raise ValueError(f"{path}: record {name}: the SMILES is empty")
-    gap, alpha = _number(properties[_GAP]), _number(properties[_ALPHA])
+    gap, alpha = parse_number(properties[_GAP]), parse_number(properties[_ALPHA])
     if not math.isfinite(gap + alpha):
         raise ValueError(
             f"{path}: record {name}: gap {properties[_GAP]!r} or alpha {properties[_ALPHA]!r} is "
             "not a finite number"
         )
-    return smiles[0], gap, alpha
+    # The isomers' archive counts its records for itself: the list knows others by these numbers.
+    numbered = PurePosixPath(name).name.startswith("dsgdb9nsd") and properties[1].isdecimal()
+    return _Record(smiles[0], (gap, alpha), int(properties[1]) if numbered else None)

@@ -4,7 +4,8 @@ A cache is a folder with ``cache.json`` (what was encoded, how, and the shards w
 ``vocabulary.json`` and shards ``tokens-00000.arrow``, ...: uncompressed Arrow IPC files of one
 record batch, so that each column is one run of bytes that tensors can lie over. Their columns are
 ``ids`` (fixed-size lists of uint8 or int16), ``length``, ``row`` (of the source, from 0) and
-``targets`` (fixed-size lists of float64); their schema holds the cache's key and their number.
+``targets`` (fixed-size lists of float64); their schema holds the cache's key and their number. An
+empty file ``lock`` keeps two writers apart.
 `stib_fast.data.write_token_cache` writes them.
 """
 
@@ -28,6 +29,7 @@ from stib_fast.ops.smiles import id_dtype
 VERSION = 1
 RECORD = "cache.json"
 VOCABULARY = "vocabulary.json"
+LOCK = "lock"
 ENCODE_AGAIN = "delete the folder and encode again"
 
 
@@ -104,17 +106,23 @@ def read_record(folder: Path) -> CacheRecord:
         raise ValueError(f"{folder} is not a token cache: it has no {RECORD}")
     try:
         content = json.loads(path.read_text(encoding="ascii"))
-        version, key = content.pop("version"), content.pop("key")
-        content["shards"] = tuple(ShardRecord(**shard) for shard in content["shards"])
-        record = CacheRecord(**content)
-        sound = key == record.key
+        version = content.pop("version")
+        record, sound = _parse(content) if version == VERSION else (None, False)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}; {ENCODE_AGAIN}") from error
-    if version != VERSION:
+    if record is None:
         raise ValueError(f"{path} is of version {version}, not {VERSION}; {ENCODE_AGAIN}")
     if not sound:
         raise ValueError(f"{path} was altered: its key does not fit its entries; {ENCODE_AGAIN}")
     return record
+
+
+def _parse(content: dict[str, Any]) -> tuple[CacheRecord, bool]:
+    """The record, and whether its key fits it."""
+    key = content.pop("key")
+    shards = tuple(ShardRecord(**shard) for shard in content.pop("shards"))
+    record = CacheRecord(**content, shards=shards)
+    return record, key == record.key
 
 
 def file_digest(path: Path, on_read: Any = None) -> str:

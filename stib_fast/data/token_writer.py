@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stib_fast.chem import SmilesTokenizer, Status, Vocabulary, VocabularyBuilder
+from stib_fast.chem.cells import as_numbers, as_strings
 from stib_fast.chem.files import OnRead, read_batches
+from stib_fast.data.replacing import replacing, write_text
 from stib_fast.data.token_cache import (
+    LOCK,
     RECORD,
     VOCABULARY,
     CacheRecord,
@@ -26,7 +28,7 @@ from stib_fast.data.token_cache import (
     read_record,
     verify_shards,
 )
-from stib_fast.ops.smiles import Level, OnOverflow, OnUnknown, Settings, id_dtype
+from stib_fast.ops.smiles import Level, OnOverflow, OnUnknown, Settings
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,7 +67,8 @@ class CacheSettings:
     on_bad_target : {"error", "drop"}
         What happens to a row with a target that is no finite number.
     rows_per_shard : int, optional
-        Rows of a shard, which are held in memory; by default as many as 64 MiB of ids hold.
+        Rows of a shard, which are held in memory; by default as many as 64 MiB hold, targets
+        included.
 
     Raises
     ------
@@ -119,7 +122,8 @@ def write_token_cache(source: str | Path, folder: str | Path, settings: CacheSet
     r"""Encode a molecule file into a cache that `TokenCache` reads.
 
     Whatever ends it, even a kill, the same call continues after the last whole shard, and the files
-    are those of a call that was never stopped. On a finished cache it compares the digests.
+    are those of a call that was never stopped. On a finished cache it compares the digests. Before
+    the first whole shard a call of another source or with other settings starts anew.
 
     Parameters
     ----------
@@ -139,9 +143,9 @@ def write_token_cache(source: str | Path, folder: str | Path, settings: CacheSet
     OSError
         The source cannot be read or the folder not be written; what is written stays of use.
     ValueError
-        What the policies of `settings` refuse (row, counted from 0, and column); a source without
-        rows to keep; a folder that holds something else, or a cache of another source or of other
-        settings.
+        What the policies of `settings` refuse (row, counted from 1 after the header, and column); a
+        source without rows to keep; a folder that holds something else, a cache of another source
+        or of other settings, or one that another process is writing.
 
     Examples
     --------
@@ -156,6 +160,13 @@ def write_token_cache(source: str | Path, folder: str | Path, settings: CacheSet
     """
     source, folder = Path(source), Path(folder)
     before = _size_and_time(source)
+    _refuse_something_else(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        return _write(source, folder, settings, before)
+
+
+def _write(source: Path, folder: Path, settings: CacheSettings, before: tuple[int, int]) -> int:
     with _bar("reading", before[0]) as on_read:
         facts: dict[str, Any] = {
             "name": source.name,
@@ -168,11 +179,10 @@ def write_token_cache(source: str | Path, folder: str | Path, settings: CacheSet
             verify_shards(folder, record, on_read)
         if record.finished:
             return 0
-    if record is None or not record.shards:
-        folder.mkdir(parents=True, exist_ok=True)
+    if record is None:
         record, vocabulary = _plan(source, facts, settings)
-        _write_text(folder / RECORD, record.to_json())
-        _write_text(folder / VOCABULARY, json.dumps(vocabulary.to_dict(), indent=1) + "\n")
+        write_text(folder / RECORD, record.to_json())
+        write_text(folder / VOCABULARY, json.dumps(vocabulary.to_dict(), indent=1) + "\n")
     begin = record.shards[-1].end if record.shards else 0
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     tokenizer = settings.tokenizer(vocabulary, record.max_length)
@@ -188,16 +198,23 @@ def write_token_cache(source: str | Path, folder: str | Path, settings: CacheSet
 # ---- what there is already -----------------------------------------------------------------------
 
 
+def _refuse_something_else(folder: Path) -> None:
+    if not folder.exists() or (folder / RECORD).exists():
+        return
+    # A file called .new is what a killed run left of its very first.
+    if any(path.suffix != ".new" and path.name != LOCK for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than a token cache: name a new folder")
+
+
 def _record_to_continue(
     folder: Path, source: Path, facts: dict[str, Any], settings: CacheSettings
 ) -> CacheRecord | None:
-    """Read the record of the same cache; None where there is nothing yet."""
+    """Read the record of the same cache; None where it has no shard yet."""
     if not (folder / RECORD).exists():
-        # A file called .new is what a killed run left of its very first.
-        if folder.exists() and any(path.suffix != ".new" for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds something else than a token cache: name a new folder")
         return None
     record = read_record(folder)
+    if not record.shards:
+        return None
     state = "finished" if record.finished else "unfinished"
     remedy = f"name another folder, or delete that {state} cache"
     if facts["sha256"] != record.source["sha256"]:
@@ -227,14 +244,15 @@ def _plan(
         first_row = 0
         with _bar("collecting tokens", facts["bytes"]) as on_read:
             for batch in read_batches(source, [settings.smiles], on_read):
+                strings = as_strings(source, settings.smiles, batch.column(0))
                 with _named(source, settings.smiles):
-                    builder.add(_strings(batch.column(0)), first_row)
+                    builder.add(strings, first_row + 1)
                 first_row += batch.num_rows
         if not builder.longest:
             raise ValueError(f"{source}: there is no well-formed SMILES in its {first_row} rows")
         vocabulary = vocabulary or builder.vocabulary()
         max_length = max_length or builder.longest + settings.bos + settings.eos
-    row_bytes = _row_bytes(vocabulary, max_length)
+    row_bytes = _row_type(vocabulary, max_length, len(settings.targets)).itemsize
     rows_per_shard = settings.rows_per_shard or max(1, SHARD_BYTES // row_bytes)
     if rows_per_shard * row_bytes > LARGEST_SHARD_BYTES:
         raise ValueError(
@@ -267,8 +285,9 @@ class _Encoded(NamedTuple):
 def _encoded(
     source: Path, settings: CacheSettings, tokenizer: SmilesTokenizer, begin: int, on_read: OnRead
 ) -> Iterator[_Encoded]:
-    """Encode the rows from `begin` on, in pieces whose ids need at most `PIECE_BYTES`."""
-    step = max(1, PIECE_BYTES // _row_bytes(tokenizer.vocabulary, tokenizer.max_length))
+    """Encode the rows from `begin` on, in pieces that need at most `PIECE_BYTES`."""
+    row = _row_type(tokenizer.vocabulary, tokenizer.max_length, len(settings.targets))
+    step = max(1, PIECE_BYTES // row.itemsize)
     first_row = 0
     for batch in read_batches(source, [settings.smiles, *settings.targets], on_read):
         for offset in range(max(0, begin - first_row), batch.num_rows, step):
@@ -284,29 +303,21 @@ def _encode(
     batch: pyarrow.RecordBatch,
     first_row: int,
 ) -> _Encoded:
+    strings = as_strings(source, settings.smiles, batch.column(0))
     with _named(source, settings.smiles):
-        ids, lengths, status = tokenizer.encode_each(_strings(batch.column(0)), first_row)
+        ids, lengths, status = tokenizer.encode_each(strings, first_row + 1)
     reasons = status.numpy().copy()
     rows = numpy.arange(first_row, first_row + batch.num_rows)
     columns = {"ids": ids.numpy(), "length": lengths.numpy(), "row": rows}
     if settings.targets:
-        targets = _targets(source, settings.targets, batch)
+        cells = zip(settings.targets, batch.columns[1:], strict=True)
+        targets = numpy.stack([as_numbers(source, *cell) for cell in cells], axis=1)
         bad = ~numpy.isfinite(targets) & (reasons == Status.KEPT)[:, None]
         if settings.on_bad_target == "error":
             _refuse(source, batch, bad, first_row)
         reasons[bad.any(1)] = _BAD_TARGET
         columns["targets"] = targets
     return _Encoded(first_row, reasons, columns)
-
-
-def _targets(
-    source: Path, names: Sequence[str], batch: pyarrow.RecordBatch
-) -> NDArray[numpy.float64]:
-    columns = []
-    for name in names:
-        with _named(source, name):
-            columns.append(_numbers(batch.column(name)))
-    return numpy.stack(columns, axis=1)
 
 
 def _refuse(
@@ -317,43 +328,10 @@ def _refuse(
         row, target = numpy.argwhere(bad)[0].tolist()
         name, cell = batch.schema.names[1 + target], batch.column(1 + target)[row].as_py()
         raise ValueError(
-            f"{source}: column {name!r}, row {first_row + row}: {cell!r} is not a finite number; "
-            "mend the file or set on_bad_target"
+            f"{source}: column {name!r}, row {first_row + row + 1}: {cell!r} is not a finite "
+            "number; mend the file, or leave such rows out: --on-bad-target drop "
+            "(on_bad_target='drop')"
         )
-
-
-def _strings(column: pyarrow.Array) -> pyarrow.Array:
-    """The column as strings, however the file stores them."""
-    from pyarrow import types
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if types.is_string(column.type) or types.is_large_string(column.type):
-        return column
-    if types.is_null(column.type) or types.is_binary(column.type):
-        return column.cast("string")
-    raise ValueError(f"it holds {column.type}, not strings")
-
-
-def _numbers(column: pyarrow.Array) -> NDArray[numpy.float64]:
-    """The column as float64; NaN where a cell is no number."""
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    try:
-        return column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
-    except pyarrow.ArrowNotImplementedError as error:
-        raise ValueError(f"it holds {column.type}, not numbers") from error
-    except pyarrow.ArrowInvalid:
-        return numpy.array([_number(cell) for cell in column.to_pylist()], dtype=numpy.float64)
-
-
-def _number(cell: str | None) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        return math.nan
 
 
 @contextmanager
@@ -374,15 +352,11 @@ class _ShardWriter:
     def __init__(self, folder: Path, record: CacheRecord, vocabulary: Vocabulary) -> None:
         self._folder = folder
         self.record = record
-        length, rows = record.max_length, record.rows_per_shard
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "ids": ((rows, length), numpy.uint8 if len(vocabulary) <= 256 else numpy.int16),
-            "length": ((rows,), numpy.int16 if length < 2**15 else numpy.int32),
-            "row": ((rows,), numpy.int64),
+        row = _row_type(vocabulary, record.max_length, len(record.settings["targets"]))
+        self._columns = {
+            name: numpy.empty((record.rows_per_shard, *kind.shape), kind.base)
+            for name, (kind, *_) in (row.fields or {}).items()
         }
-        if targets := record.settings["targets"]:
-            shapes["targets"] = ((rows, len(targets)), numpy.float64)
-        self._columns = {name: numpy.empty(*shape) for name, shape in shapes.items()}
         self._begin = record.shards[-1].end if record.shards else 0
         self._start_shard(self._begin)
 
@@ -427,7 +401,7 @@ class _ShardWriter:
         path = self._folder / f"tokens-{number:05}.arrow"
         table = {name: column[: self._used] for name, column in self._columns.items()}
         metadata = {"key": self.record.key, "fingerprint": self.record.fingerprint}
-        with _replacing(path) as file:
+        with replacing(path) as file:
             _write_arrow(file, table, metadata | {"shard": str(number)})
         shard = ShardRecord(
             file=path.name,
@@ -445,7 +419,7 @@ class _ShardWriter:
         return {name: int(self._dropped[reason]) for reason, name in _REASONS.items()}
 
     def _note(self, record: CacheRecord) -> None:
-        _write_text(self._folder / RECORD, record.to_json())
+        write_text(self._folder / RECORD, record.to_json())
         self.record = record
 
 
@@ -474,36 +448,23 @@ def _write_arrow(
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _write_text(path: Path, text: str) -> None:
-    with _replacing(path) as file:
-        file.write(text.encode("ascii"))
-
-
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file beside its place, sync it and move it there: never half a file."""
-    beside = path.with_name(path.name + ".new")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        reason = f"{error.strerror or error}; once that is mended, the same command continues"
-        raise OSError(error.errno, reason, str(path)) from error
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other writers out, where the system can; however this one ends, the lock is freed."""
+    with (folder / LOCK).open("ab") as file:
+        if os.name == "posix":
+            import fcntl
 
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{folder} is being written by another process: wait for it, or name another "
+                    "folder"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -511,8 +472,16 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _row_bytes(vocabulary: Vocabulary, max_length: int) -> int:
-    return max_length * id_dtype(len(vocabulary)).itemsize
+def _row_type(vocabulary: Vocabulary, max_length: int, targets: int) -> numpy.dtype[Any]:
+    """What a shard holds of a row."""
+    fields: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("ids", numpy.uint8 if len(vocabulary) <= 256 else numpy.int16, (max_length,)),
+        ("length", numpy.int16 if max_length < 2**15 else numpy.int32, ()),
+        ("row", numpy.int64, ()),
+    ]
+    if targets:
+        fields.append(("targets", numpy.float64, (targets,)))
+    return numpy.dtype(fields)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def invariance(
     y : Tensor
         ``[n, m]`` targets, used in their own scale; no constant column.
     k : int
-        Neighbours of the mutual-information estimate (:func:`stib_fast.ops.knn_mi.knn_mi`).
+        Neighbours of the mutual-information estimate (:func:`stib_fast.functional.knn_mi`).
     seed : int
         Seed of the draw from the posterior, of the jitter and of the probes' folds.
 
@@ -67,7 +67,7 @@ def invariance(
     (1, True)
     """
     _check(mu, log_sigma, y)
-    mu = mu.detach().cpu().double()
+    mu, y = mu.detach().cpu().double(), y.detach().cpu().double()
     log_sigma = log_sigma.detach().cpu().double().expand_as(mu)
     z0 = posterior_draw(mu, log_sigma, seed)
     active = _kl_per_unit(mu, log_sigma) > ACTIVE_NATS

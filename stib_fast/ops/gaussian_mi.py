@@ -36,6 +36,9 @@ LIBRARY.define(
 
 # Keeps the Cholesky factors of R_Z and R_Y defined when columns are collinear.
 RIDGE = 1e-12
+# Likewise that of the columns that are conditioned on, per column: above its rounding, and so far
+# below RIDGE that what it leaves of a column that they determine counts as noise.
+GIVEN_RIDGE = 1e-15
 UNIT_ROUNDOFF = {
     torch.float32: 2.0**-24,
     torch.float64: 2.0**-53,
@@ -79,6 +82,34 @@ def finalize(
     NaN where the count is below 2 or a factorisation fails. A column is constant, and correlated
     with nothing, where S_ii <= count (8 u |mean|)^2 with u the unit roundoff of `dtype`.
     """
+    return _information(_correlation(count, mean, scatter, dtype), n, eps)
+
+
+def finalize_conditional(
+    count: Tensor, mean: Tensor, scatter: Tensor, n: int, m: int, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """Mutual information in nats of columns [0, n) and [n, n + m) given the rest, as float64.
+
+    That of the residuals of the regression on the given columns, whose correlations are the partial
+    correlations. I(X; Y, C) - I(X; C) is the same, but there `eps`, and rounding, are relative to
+    the columns, here to what C leaves of them: both terms are at their cap where that is little.
+    """
+    correlation = _correlation(count, mean, scatter, dtype)
+    d, p = n + m, scatter.shape[0] - n - m
+    ridged = correlation[d:, d:] + GIVEN_RIDGE * p * _eye(p, correlation)
+    root = _cholesky(ridged)
+    explained = torch.linalg.solve_triangular(root, correlation[d:, :d], upper=False)
+    slopes = torch.linalg.solve_triangular(root.mT, explained, upper=True)
+    residual = correlation[:d, :d] - explained.mT @ explained
+    # A residual is made of columns that are known to 1e-6 at best: what is smaller than that is
+    # noise of its own. It also exceeds, always, what rounding and the ridge above leave behind.
+    noise = RIDGE * (1 + slopes.square().sum(0))
+    scale = (residual.diagonal() + noise).rsqrt()
+    return _information(_with_unit_diagonal(residual * scale * scale[:, None]), n, eps)
+
+
+def _correlation(count: Tensor, mean: Tensor, scatter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Correlations in which constant columns are correlated with nothing; NaN below two rows."""
     spread = scatter.diagonal()
     constant = spread <= count * (8 * UNIT_ROUNDOFF[dtype] * mean).square()
 
@@ -89,16 +120,27 @@ def finalize(
     unit = inverse_root(spread.detach())
     scatter = scatter * unit * unit[:, None]
     scale = inverse_root(scatter.diagonal())
-    eye = torch.eye(scatter.shape[0], dtype=scatter.dtype, device=scatter.device)
-    correlation = torch.where(eye == 1, eye, scatter * scale * scale[:, None])
-    correlation = correlation * torch.where(count >= 2, 1.0, torch.nan)
-    ridged = correlation + RIDGE * eye
+    correlation = _with_unit_diagonal(scatter * scale * scale[:, None])
+    return correlation * torch.where(count >= 2, 1.0, torch.nan)
+
+
+def _information(correlation: Tensor, n: int, eps: float) -> Tensor:
+    ridged = correlation + RIDGE * _eye(len(correlation), correlation)
     k = torch.linalg.solve_triangular(_cholesky(ridged[:n, :n]), correlation[:n, n:], upper=False)
     k = torch.linalg.solve_triangular(_cholesky(ridged[n:, n:]), k.mT, upper=False)
     if k.shape[0] > k.shape[1]:
         k = k.mT
-    p = eye[: k.shape[0], : k.shape[0]] - (1 - eps) ** 2 * k @ k.mT
+    p = _eye(k.shape[0], k) - (1 - eps) ** 2 * k @ k.mT
     return -_cholesky(p).diagonal().log().sum()
+
+
+def _eye(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
+def _with_unit_diagonal(matrix: Tensor) -> Tensor:
+    eye = _eye(len(matrix), matrix)
+    return torch.where(eye == 1, eye, matrix)
 
 
 def gaussian_mi_eager(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stib_fast.models import kl_per_dimension
 from stib_fast.reports.figures import latent_figure, training_figure
@@ -63,9 +62,12 @@ def table_of(runs: Sequence[Run]) -> str:
             f"the runs are of different experiments ({', '.join(sorted(experiments))})"
         )
     names = [run.folder.resolve().name for run in runs]
+    labels = [
+        name if names.count(name) == 1 else str(run.folder)
+        for run, name in zip(runs, names, strict=True)
+    ]
     results = {}
-    for run, name in zip(runs, names, strict=True):
-        label = name if names.count(name) == 1 else str(run.folder)
+    for run, label in zip(runs, labels, strict=True):
         figures = run.read_evaluation()
         results[f"STIB ({label})"] = figures
         train = {
@@ -86,10 +88,7 @@ def table_of(runs: Sequence[Run]) -> str:
         # The paper's MI is between Z0 and QED: it stands beside nothing else.
         beside_paper = experiment == Zinc.name and targets == ["qed"]
         table = molecule_table(results, targets, ZINC_PAPER if beside_paper else None)
-    accounts = {name: data_report(run.folder) for name, run in zip(names, runs, strict=True)}
-    return table + "".join(
-        _account(name, report) for name, report in accounts.items() if report is not None
-    )
+    return table + "".join(_account(run, label) for run, label in zip(runs, labels, strict=True))
 
 
 def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> None:
@@ -106,8 +105,13 @@ def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> No
     training_figure(run.metrics, path, paper=paper, limit={}, panels=panels)
 
 
-def _account(name: str, report: Mapping[str, Any]) -> str:
+def _account(run: Run, label: str) -> str:
     """Tell how many rows of its file a run has used, and why not the others."""
-    parts = [f"Data ({name}): {report['read']:,} rows read, {report['kept']:,} kept"]
+    report = data_report(run.folder)
+    if report is None:
+        return ""
+    parts = [f"Data ({label}): {report['read']:,} rows read, {report['kept']:,} kept"]
     parts += [f"{note['count']:,} {note['reason']}" for note in report["left_out"]]
+    if not run.config()["molecules"]["check"]:
+        parts.append("not checked by RDKit")
     return "; ".join(parts) + ".\n"

@@ -188,12 +188,7 @@ class TrainingSet:
     def __init__(
         self, molecules: MoleculeSet, config: MoleculeConfig, names: Sequence[str]
     ) -> None:
-        needed = max(NEIGHBOURS, len(names)) + 1
-        if len(molecules) < needed:
-            raise ValueError(
-                f"{molecules.source}: {len(molecules)} usable rows are too few: at least {needed} "
-                f"are needed for {len(names)} targets"
-            )
+        _require_rows(molecules, names)
         self.molecules = molecules
         self.ids, self.targets = molecules.ids, molecules.targets
         self.train_rows, self.held_out_rows = split(
@@ -334,7 +329,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
     def save_into(self, folder: Path) -> None:
         """Write vocabulary, digest of the file and account of its rows beside the configuration."""
         self.vocabulary.save(folder / VOCABULARY_FILE)
-        (folder / DIGEST_FILE).write_text(digest(self.config.data) + "\n")
+        write_text(folder / DIGEST_FILE, digest(self.config.data) + "\n")
         write_text(
             folder / REPORT_FILE, json.dumps(self.encoded.molecules.report(), indent=2) + "\n"
         )
@@ -438,6 +433,11 @@ class MoleculeExperiment(ABC, Generic[Config]):
         ones, at most 5,000 of them: always the same sample.
 
         With a `path`, another file of molecules takes the place of both parts.
+
+        Raises
+        ------
+        ValueError
+            The other file cannot be read, or holds too few molecules to measure invariance on.
         """
         if path is None:
             data = self.encoded.molecules
@@ -448,6 +448,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
         else:
             data = self.load(replace(self.config, data=str(path)), self.vocabulary)
             data.tell()
+            _require_rows(data, self.predictions)
             held_out = torch.arange(len(data))
             fit = self._fit(model, data, held_out)
         rows = invariance_rows(held_out, len(data))
@@ -468,6 +469,15 @@ class MoleculeExperiment(ABC, Generic[Config]):
             *(_r2(*pair) for pair in columns),
         )
         return dict(zip(self.figures, figures, strict=True))
+
+
+def _require_rows(molecules: MoleculeSet, names: Sequence[str]) -> None:
+    needed = max(NEIGHBOURS, len(names)) + 1
+    if len(molecules) < needed:
+        raise ValueError(
+            f"{molecules.source}: {len(molecules)} usable rows are too few: at least {needed} "
+            f"are needed for {len(names)} targets"
+        )
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], ids: Rows, rows: Tensor) -> Tensor:

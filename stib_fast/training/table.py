@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stib_fast.chem import Vocabulary
+from stib_fast.chem import SmilesTokenizer, Vocabulary
 from stib_fast.data import LeftOut, MoleculeTable, read_table
+from stib_fast.data.molecules import usable
 from stib_fast.data.token_cache import TokenCache, read_record
 from stib_fast.training.molecules import (
     CHUNK,
@@ -33,11 +34,21 @@ class TableData(MoleculeData):
     Parameters
     ----------
     targets : tuple of str
-        Columns to predict; of a token cache, all that it holds where none is named.
+        Columns to predict, each once; of a token cache, all that it holds where none is named.
+
+    Raises
+    ------
+    ValueError
+        A target is named twice.
     """
 
     check: bool = True
     targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.targets:
+            if self.targets.count(name) > 1:
+                raise ValueError(f"target {name!r} is named more than once")
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class TableConfig(MoleculeConfig):
 class Table(MoleculeExperiment[TableConfig]):
     """Named columns of a table, in their own units.
 
-    A token cache was cleaned when it was written: RDKit does not read it again (`check` is turned
-    off), repeated strings alone are left out here.
+    Writing a token cache never asks RDKit. With `check` its strings are decoded and RDKit reads
+    them here, as those of a table; without, they are not checked by RDKit, and stay on disk.
     """
 
     name = "table"
@@ -71,7 +82,7 @@ class Table(MoleculeExperiment[TableConfig]):
         return read_table(
             config.data,
             data.smiles,
-            targets=dict.fromkeys(data.targets, ""),
+            targets=data.targets,
             strict=data.strict,
             check=data.check,
             unique=unique,
@@ -85,7 +96,6 @@ class Table(MoleculeExperiment[TableConfig]):
         cache = TokenCache(config.data)
         molecules = replace(
             config.molecules,
-            check=False,
             targets=config.molecules.targets or cache.target_names,
             max_length=cache.max_length,
         )
@@ -103,7 +113,10 @@ class Table(MoleculeExperiment[TableConfig]):
         """Read a table, or open a token cache, under a known vocabulary."""
         if not Path(config.data).is_dir():
             return super().load(config, vocabulary, unique=unique)
-        return _cached(config, vocabulary)
+        cache = _fitting_cache(config, vocabulary)
+        if not config.molecules.check:
+            return _on_disk(config, cache)
+        return cls.encode(config, _checked(config, cache), vocabulary)
 
 
 class _CachedIds:
@@ -119,7 +132,8 @@ class _CachedIds:
         return self._cache[rows].ids
 
 
-def _cached(config: TableConfig, vocabulary: Vocabulary) -> MoleculeSet:
+def _fitting_cache(config: TableConfig, vocabulary: Vocabulary) -> TokenCache:
+    """Open a token cache that the model can read, with its targets, and with `strict` whole."""
     data = config.molecules
     cache = TokenCache(config.data)
     if cache.vocabulary.fingerprint != vocabulary.fingerprint:
@@ -138,19 +152,53 @@ def _cached(config: TableConfig, vocabulary: Vocabulary) -> MoleculeSet:
         raise ValueError(
             f"{config.data}: target {missing[0]!r} is missing; there are {list(cache.target_names)}"
         )
-    kept, repeated = _first_of_each(cache)
-    if len(repeated) and data.strict:
-        raise ValueError(f"{config.data}: {len(repeated)} rows repeat a string")
-    left_out = [
+    dropped = _dropped(cache)
+    if dropped and data.strict:
+        raise ValueError(
+            f"{config.data}: rows that strict reading refuses were dropped when it was written: "
+            + ", ".join(map(str, dropped))
+        )
+    return cache
+
+
+def _dropped(cache: TokenCache) -> list[LeftOut]:
+    """Rows that were dropped when a cache was written."""
+    return [
         LeftOut(reason.replace("_", " "), count, ())
         for reason, count in cache.counts.items()
         if count and reason not in ("read", "kept")
     ]
+
+
+def _targets(config: TableConfig, cache: TokenCache) -> Tensor:
+    return cache.targets[:, [cache.target_names.index(name) for name in config.molecules.targets]]
+
+
+def _checked(config: TableConfig, cache: TokenCache) -> MoleculeTable:
+    """Decode a cache for RDKit."""
+    data = config.molecules
+    tokenizer = SmilesTokenizer(cache.vocabulary, cache.max_length)
+    table = MoleculeTable(
+        [text for shard in cache.shards for text in tokenizer.decode(shard.ids)],
+        _targets(config, cache),
+        data.targets,
+        source=config.data,
+        rows=torch.cat([shard.rows for shard in cache.shards]) + 1,
+        left_out=tuple(_dropped(cache)),
+    )
+    return usable(table, strict=data.strict, check=True, unique=True)
+
+
+def _on_disk(config: TableConfig, cache: TokenCache) -> MoleculeSet:
+    """Leave the ids of a cache where they are."""
+    kept, repeated = _first_of_each(cache)
+    left_out = _dropped(cache)
     if len(repeated):
         first = tuple(f"row {row + 1}" for row in cache[repeated[:5]].rows.tolist())
         left_out.append(LeftOut("repeating a string", len(repeated), first))
-    columns = [cache.target_names.index(name) for name in data.targets]
-    targets = cache.targets[kept][:, columns]
+        if config.molecules.strict:
+            raise ValueError(f"{config.data}: rows that strict reading refuses: {left_out[-1]}")
+    targets = _targets(config, cache)[kept]
     return MoleculeSet(config.data, Part(_CachedIds(cache), kept), targets, tuple(left_out))
 
 

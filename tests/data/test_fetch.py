@@ -90,7 +90,7 @@ def test_zinc_with_newlines_inside_quotes_is_read(server, tmp_path):
     (path,) = fetch("small", tmp_path, files(server, "zinc.csv"))
     (batch,) = read_batches(path, ["smiles", "qed"])
     assert batch.to_pydict() == {"smiles": ["CCO", "c1ccccc1"], "qed": ["0.4068", "0.4426"]}
-    table = read_table(path, targets={"qed": ""})
+    table = read_table(path, targets=["qed"])
     assert table.smiles == ["CCO", "c1ccccc1"]
     assert table.targets[:, 0].tolist() == [0.4068, 0.4426]
 

@@ -13,6 +13,7 @@ import torch
 
 from stib_fast.chem.validity import canonical_smiles
 from stib_fast.data.molecules import EV_PER_HARTREE, MoleculeTable, read_qm9, read_table
+from stib_fast.ops.smiles import Level, malformation
 
 # The layout of QM9's records: atoms, properties, the atoms, frequencies, SMILES, InChI.
 WATER = (
@@ -56,15 +57,15 @@ def test_csv(tmp_path: Path, name: str) -> None:
     path = write(
         tmp_path / name, '\ufeffid,smiles,qed,logP\r\n1,"CCO\n",0.4,-1e-1\r\n\r\n2,N,.5,2\r\n'
     )
-    table = read_table(path, targets={"logP": "", "qed": "share"})
+    table = read_table(path, targets=["logP", "qed"])
     assert table.smiles == ["CCO", "N"]
     assert torch.equal(table.targets, torch.tensor([[-0.1, 0.4], [2, 0.5]], dtype=torch.float64))
-    assert (table.target_names, table.units) == (("logP", "qed"), ("", "share"))
+    assert table.target_names == ("logP", "qed")
     assert (len(table), table.left_out) == (2, ())
 
 
 def test_csv_of_smiles_alone(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path / "t.csv", "s\nC\nN\n"), smiles="s", targets={})
+    table = read_table(write(tmp_path / "t.csv", "s\nC\nN\n"), smiles="s", targets=[])
     assert table.targets.shape == (2, 0)
 
 
@@ -76,7 +77,7 @@ def test_parquet_of_any_type_of_numbers(tmp_path: Path, type_: pa.DataType) -> N
     smiles = pa.array(["C", "CC", "CC"]).dictionary_encode()
     columns = {"s": smiles, "y": pa.array(numbers).cast(type_)}
     pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
-    table = read_table(tmp_path / "t.parquet", "s", targets={"y": ""}, strict=False)
+    table = read_table(tmp_path / "t.parquet", "s", targets=["y"], strict=False)
     assert table.smiles == ["C", "CC"]
     assert table.targets.tolist() == [[1], [3]]
     assert table.left_out[0].first == ("row 2: None in column 'y'",)
@@ -85,10 +86,10 @@ def test_parquet_of_any_type_of_numbers(tmp_path: Path, type_: pa.DataType) -> N
 def test_parquet_of_the_wrong_types(tmp_path: Path) -> None:
     columns = {"s": pa.array(["C"]), "i": pa.array([1]), "t": pa.array([1], pa.timestamp("ms"))}
     pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="column 'i' holds int64, not SMILES strings"):
-        read_table(tmp_path / "t.parquet", "i", targets={})
+    with pytest.raises(ValueError, match=r"column 'i' holds int64, not strings"):
+        read_table(tmp_path / "t.parquet", "i", targets=[])
     with pytest.raises(ValueError, match=r"column 't' holds timestamp\[ms\], not numbers"):
-        read_table(tmp_path / "t.parquet", "s", targets={"t": ""})
+        read_table(tmp_path / "t.parquet", "s", targets=["t"])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_parquet_of_the_wrong_types(tmp_path: Path) -> None:
 )
 def test_csv_refuses(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"t\.csv: .*{message}"):
-        read_table(write(tmp_path / "t.csv", text), targets={"logP": ""})
+        read_table(write(tmp_path / "t.csv", text), targets=["logP"])
 
 
 DIRTY = """smiles,y
@@ -129,7 +130,7 @@ N,8
 
 def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", DIRTY)
-    table = read_table(path, targets={"y": ""}, strict=False, check=True, unique=True)
+    table = read_table(path, targets=["y"], strict=False, check=True, unique=True)
     assert (table.smiles, table.targets.tolist()) == (["CCO", "N"], [[1], [8]])
     assert table.rows is not None
     assert table.rows.tolist() == [1, 8]
@@ -146,12 +147,33 @@ def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:
     }
 
 
+def test_only_malformed_strings_that_are_named_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[str] = []
+
+    def describe(text: str, level: Level) -> str:
+        described.append(text)
+        return malformation(text, level)
+
+    monkeypatch.setattr("stib_fast.data.molecules.malformation", describe)
+    rows = [*(f"{'C' * i}O,1" for i in range(50)), *(f"C[{'C' * i},1" for i in range(8))]
+    table = read_table(
+        write(tmp_path / "t.csv", "\n".join(["smiles,y", *rows]) + "\n"),
+        targets=["y"],
+        strict=False,
+    )
+    assert table.smiles == ["C" * i + "O" for i in range(50)]
+    assert table.left_out[0].count == 8
+    assert described == ["C[" + "C" * i for i in range(5)]
+
+
 def test_without_rdkit_strings_are_told_apart_as_they_are_written(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", DIRTY)
-    table = read_table(path, targets={"y": ""}, strict=False, unique=True)
+    table = read_table(path, targets=["y"], strict=False, unique=True)
     assert table.smiles == ["CCO", "OCC", "C1CC", "N"]
     assert [note.count for note in table.left_out] == [1, 1, 1, 1]
-    kept = read_table(path, targets={"y": ""}, strict=False)
+    kept = read_table(path, targets=["y"], strict=False)
     assert kept.smiles == ["CCO", "OCC", "C1CC", "CCO", "N"]
 
 
@@ -165,13 +187,13 @@ def test_without_rdkit_strings_are_told_apart_as_they_are_written(tmp_path: Path
 def test_strict_reading_names_what_it_refuses(tmp_path: Path, rows: str, message: str) -> None:
     path = write(tmp_path / "t.csv", f"smiles,y\n{rows}\n")
     with pytest.raises(ValueError, match=message):
-        read_table(path, targets={"y": ""}, check=True, unique=True)
+        read_table(path, targets=["y"], check=True, unique=True)
 
 
 def test_nothing_usable_says_why(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "smiles,y\nC[,1\nC1,2\n,3\n")
     with pytest.raises(ValueError, match=r"no usable row is left; .*1 without.* \| 1 with a malf"):
-        read_table(path, targets={"y": ""}, strict=False, check=True)
+        read_table(path, targets=["y"], strict=False, check=True)
 
 
 def test_rdkit_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -181,17 +203,17 @@ def test_rdkit_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_table(tmp_path / "none.csv", targets={})
+        read_table(tmp_path / "none.csv", targets=[])
     whole = gzip.compress(b"smiles\n" + b"CCO\n" * 1000)
     (tmp_path / "t.csv.gz").write_bytes(whole[:-12])
     with pytest.raises(ValueError, match=r"t\.csv\.gz: "):
-        read_table(tmp_path / "t.csv.gz", targets={})
+        read_table(tmp_path / "t.csv.gz", targets=[])
 
 
 def test_qm9_csv_units_and_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "q.csv", "mol_id,smiles,mu,alpha,gap\ngdb_3,O,1.8,6.31,0.3615\n")
     table = read_qm9(path)
-    assert (table.target_names, table.units) == (("gap", "polarisability"), ("eV", "bohr^3"))
+    assert table.target_names == ("gap", "polarisability")
     assert table.targets.tolist() == [[0.3615 * EV_PER_HARTREE, 6.31]]
     path = write(tmp_path / "q.csv", "string,pol,width\nO,6.31,9.84\n")
     table = read_qm9(path, gap="width", polarisability="pol", smiles="string", gap_unit="ev")
@@ -216,6 +238,36 @@ def test_qm9_archive(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="in Hartree"):
         read_qm9(path, gap_unit="ev")
+
+
+# Header and footer as QM9's list has them: molecules begin with their index.
+UNCHARACTERISED = """# Molecules that failed the consistency check
+=========
+Index  GDB-17  Corina  B3LYP
+
+     3  O  O  [OH2]
+    21  CC  CC  C.C
+=========
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_qm9_leaves_out_what_its_list_names(tmp_path: Path, strict: bool) -> None:
+    write(tmp_path / "uncharacterized.txt", UNCHARACTERISED)
+    path = archive(
+        tmp_path / "all.tar.bz2",
+        {"x/dsgdb9nsd_000003.xyz": WATER, "x/dsgdb9nsd_000007.xyz": ALCOHOL},
+    )
+    table = read_qm9(path, strict=strict)
+    assert table.smiles == ["CC(O)C"]
+    assert table.targets.tolist() == [[0.36 * EV_PER_HARTREE, 77.5]]
+    assert list(map(str, table.left_out)) == ["1 listed in uncharacterized.txt: row 1: index 3, O"]
+    # The isomers are numbered for themselves: their third is another molecule than the list's.
+    isomers = archive(tmp_path / "isomers.tar.bz2", {"dsC7O2H10nsd_0003.xyz": WATER})
+    assert read_qm9(isomers, strict=strict).smiles == ["O"]
+    write(tmp_path / "uncharacterized.txt", "<html>no list</html>\n")
+    with pytest.raises(ValueError, match=r"uncharacterized\.txt: no line begins with the index"):
+        read_qm9(path)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +298,10 @@ def test_damaged_archives(tmp_path: Path) -> None:
 
 
 def test_a_table_is_consistent() -> None:
-    with pytest.raises(ValueError, match="1 SMILES, 2 target names and 2 units"):
-        MoleculeTable(["C"], torch.zeros(1, 3, dtype=torch.float64), ("a", "b"), ("", ""))
+    with pytest.raises(ValueError, match="1 SMILES and 2 target names do not fit"):
+        MoleculeTable(["C"], torch.zeros(1, 3, dtype=torch.float64), ("a", "b"))
     with pytest.raises(ValueError, match=r"rows has shape \[2\], not \[1\]"):
-        MoleculeTable(["C"], torch.zeros(1, 0), (), (), rows=torch.arange(2))
+        MoleculeTable(["C"], torch.zeros(1, 0), (), rows=torch.arange(2))
 
 
 @pytest.mark.data
@@ -264,7 +316,7 @@ def test_real_qm9(data_dir: Path) -> None:
 
 @pytest.mark.data
 def test_real_zinc(data_dir: Path) -> None:
-    targets = {"logP": "", "qed": "", "sas": ""}
+    targets = ["logP", "qed", "sas"]
     table = read_table(data_dir / "zinc250k.csv.gz", targets=targets, unique=True)
     assert len(table) == 236984
     assert 0 < table.targets[:, 1].min() < table.targets[:, 1].max() < 1

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from stib_fast.chem import SmilesTokenizer, Vocabulary, files
-from stib_fast.data import CacheSettings, TokenCache, token_writer, write_token_cache
+from stib_fast.data import CacheSettings, TokenCache, read_table, token_writer, write_token_cache
+from stib_fast.data.columns import read_columns
 from stib_fast.ops.smiles import id_dtype
 
 ALPHABET = ["C", "Cl", "[nH]", "O", "(", ")", "=", "1"]
@@ -197,7 +198,7 @@ def test_reasons_are_counted(tmp_path):
 @pytest.mark.parametrize("cell", ["", "nan", "inf", "abc", "1.5.2"])
 def test_a_bad_target_is_an_error_with_its_place(tmp_path, source, cell):
     source.write_text(source.read_text().replace("\nCCCO,94,", f"\nCCCO,{cell},"))
-    message = rf"molecules.csv: column 'x', row 94: '{cell}' is not a finite number"
+    message = rf"molecules.csv: column 'x', row 95: '{cell}' is not a finite number.*--on-bad"
     with pytest.raises(ValueError, match=message):
         write_token_cache(source, tmp_path / "cache", SMALL)
     dropping = replace(SMALL, on_bad_target="drop")
@@ -209,10 +210,10 @@ def test_a_bad_target_is_an_error_with_its_place(tmp_path, source, cell):
 
 def test_the_policies_errors_name_file_column_and_row(tmp_path, source):
     source.write_text(source.read_text().replace("\nCCCO,94,", "\nC[CO,94,"))
-    with pytest.raises(ValueError, match=r"molecules.csv: column 'smiles', row 94: "):
+    with pytest.raises(ValueError, match=r"molecules.csv: column 'smiles', row 95: "):
         write_token_cache(source, tmp_path / "cache", SMALL)
     chosen = replace(SMALL, vocabulary=Vocabulary.from_smiles(["CO"]), max_length=8)
-    with pytest.raises(ValueError, match=r"molecules.csv: column 'smiles', row 94: "):
+    with pytest.raises(ValueError, match=r"molecules.csv: column 'smiles', row 95: "):
         write_token_cache(source, tmp_path / "cache", chosen)
 
 
@@ -225,9 +226,9 @@ def test_a_file_without_smiles_is_an_error(tmp_path):
 def test_columns_of_other_types_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"s": ["C"], "n": [1], "many": [[1.0]]}), path)
-    with pytest.raises(ValueError, match=r"a.parquet: column 'n', .* int64, not strings"):
+    with pytest.raises(ValueError, match=r"a.parquet: column 'n' holds int64, not strings"):
         write_token_cache(path, tmp_path / "cache", CacheSettings("n"))
-    with pytest.raises(ValueError, match=r"a.parquet: column 'many', .*list.*, not numbers"):
+    with pytest.raises(ValueError, match=r"a.parquet: column 'many' holds list.*, not numbers"):
         write_token_cache(path, tmp_path / "cache", CacheSettings("s", ("many",)))
     with pytest.raises(ValueError, match=r"column 'q' is missing; there are \['s', 'n', 'many'\]"):
         write_token_cache(path, tmp_path / "other", CacheSettings("s", ("q",)))
@@ -249,8 +250,43 @@ def test_settings_are_checked(options, message):
 
 
 def test_a_shard_has_a_largest_size(tmp_path, source):
-    with pytest.raises(ValueError, match="rows_per_shard: 1000000000 rows of 8 bytes are more"):
+    with pytest.raises(ValueError, match="rows_per_shard: 1000000000 rows of 34 bytes are more"):
         write_token_cache(source, tmp_path / "cache", replace(SMALL, rows_per_shard=10**9))
+
+
+def test_a_shard_and_a_piece_count_all_columns(tmp_path, source, monkeypatch):
+    row = 8 + 2 + 8 + 2 * 8  # ids, length, row, targets
+    monkeypatch.setattr(token_writer, "SHARD_BYTES", 10 * row + 1)
+    monkeypatch.setattr(token_writer, "PIECE_BYTES", 7 * row + 1)
+    encode = token_writer._encode
+    pieces = []
+
+    def encode_and_note(*arguments):
+        encoded = encode(*arguments)
+        pieces.append(len(encoded.reasons))
+        return encoded
+
+    monkeypatch.setattr(token_writer, "_encode", encode_and_note)
+    write_token_cache(source, tmp_path / "cache", replace(SMALL, rows_per_shard=None))
+    cache = TokenCache(tmp_path / "cache")
+    assert [len(shard.ids) for shard in cache.shards] == [10] * 10
+    assert pieces == [7] * 14 + [2]
+
+
+def test_files_are_read_alike_by_training_encoding_and_mi(tmp_path):
+    cells = ["2", "1.5*^-5", "1_000", " 3 ", "", "x"]
+    path = tmp_path / "a.csv"
+    path.write_text("smiles,x\n" + "".join(f"{'C' * i}O,{x}\n" for i, x in enumerate(cells)))
+    table = read_table(path, targets={"x": ""}, strict=False)
+    write_token_cache(path, tmp_path / "c", CacheSettings(targets=("x",), on_bad_target="drop"))
+    cache = TokenCache(tmp_path / "c")
+    assert torch.equal(cache.targets, table.targets)
+    assert cache.targets[:, 0].tolist() == [2.0, 1.5e-5, 3.0]
+    assert torch.equal(cache.rows + 1, table.rows)  # messages count from 1
+    with pytest.raises(ValueError, match="column 'x', row 3: '1_000' is not a number"):
+        read_columns(path, ["x"])
+    path.write_text("smiles,x\nO,2\nO,1.5*^-5\nO,\n")
+    numpy.testing.assert_array_equal(read_columns(path, ["x"])["x"], [2, 1.5e-5, numpy.nan])
 
 
 # ---- stopping and continuing ---------------------------------------------------------------------
@@ -342,6 +378,36 @@ def unfinish(folder: Path, shards: int) -> None:
     (folder / "cache.json").write_text(json.dumps(content))
 
 
+def test_an_error_before_the_first_shard_leaves_the_folder_free(tmp_path, source):
+    folder = tmp_path / "cache"
+    source.write_text(source.read_text().replace("\nCCCO,94,", "\nCCCO,,"))
+    whole = replace(SMALL, rows_per_shard=None)
+    with pytest.raises(ValueError, match="row 95: '' is not a finite number"):
+        write_token_cache(source, folder, whole)
+    dropping = replace(whole, on_bad_target="drop", vocabulary=Vocabulary.from_smiles(["CON"]))
+    write_token_cache(source, folder, dropping)
+    write_token_cache(source, tmp_path / "other", dropping)
+    assert contents(folder) == contents(tmp_path / "other")
+
+
+def test_a_second_writer_is_refused(tmp_path, source, monkeypatch):
+    folder = tmp_path / "cache"
+    add = token_writer._ShardWriter.add
+    refusals = []
+
+    def add_with_company(writer, rows):
+        with pytest.raises(ValueError, match="cache is being written by another process: wait"):
+            write_token_cache(source, folder, SMALL)
+        refusals.append(rows.first_row)
+        add(writer, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_writer._ShardWriter, "add", add_with_company)
+        assert write_token_cache(source, folder, SMALL) == 100
+    assert refusals == [0]
+    assert write_token_cache(source, folder, SMALL) == 0
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_source_is_refused(tmp_path, source, finished):
     folder = tmp_path / "cache"
@@ -390,7 +456,7 @@ def test_a_full_disk_is_told_and_mended(tmp_path, source, monkeypatch):
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device; once that is mended.*cache"):
             write_token_cache(source, folder, SMALL)
-    assert contents(folder) == {}
+    assert contents(folder) == {"lock": b""}
     write_token_cache(source, folder, SMALL)
     assert len(TokenCache(folder)) == 100
 
@@ -404,7 +470,7 @@ def test_a_file_that_may_not_grow_is_told(tmp_path, source):
             write_token_cache(source, tmp_path / "cache", chosen)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(contents(tmp_path / "cache")) == ["cache.json", "vocabulary.json"]
+    assert sorted(contents(tmp_path / "cache")) == ["cache.json", "lock", "vocabulary.json"]
     write_token_cache(source, tmp_path / "cache", chosen)
 
 
@@ -423,6 +489,13 @@ def test_a_folder_that_cannot_be_made(tmp_path, source):
 def folder(tmp_path: Path, source: Path) -> Path:
     write_token_cache(source, tmp_path / "cache", SMALL)
     return tmp_path / "cache"
+
+
+def test_another_version_is_told_whatever_it_holds(folder):
+    for content in ({"version": 2, "pieces": []}, {"version": 0, "shards": [{"name": "a"}]}):
+        (folder / "cache.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"cache.json is of version {content['version']}, "):
+            TokenCache(folder)
 
 
 def test_a_truncated_shard_is_refused(folder):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stib_fast.functional import knn_mi
 from stib_fast.metrics.invariance import NOISE_SEED, invariance
 from stib_fast.metrics.probes import probe_r2
-from stib_fast.ops.knn_mi import knn_mi
 
 KEYS = [
     "mi_bits",

@@ -321,7 +321,7 @@ def test_malformed_rows_are_refused_unless_dropped(backend: str, on_unknown: str
 def test_the_first_row_is_counted_from_where_the_caller_says(backend: str) -> None:
     for smiles in (["C", "C["], ["C", None], ["C", "[Xe]"], ["C", "C" * 9], ["C", 3]):
         with pytest.raises(ValueError, match=r"^row 101: "):
-            encode(strings_of(smiles), given_settings(), first_row=100)
+            encode(strings_of(smiles, 100), given_settings(), first_row=100)
 
 
 def test_rows_of_later_parts_are_counted_on(backend: str) -> None:

@@ -176,6 +176,28 @@ def test_a_target_without_variance_where_invariance_is_measured(tmp_path, monkey
         )
 
 
+def test_too_few_molecules_to_evaluate(table, tmp_path):
+    experiment = Table.from_file(small_config(table))
+    small = write_table(tmp_path / "small.csv", ["CCO,1,1", "CNC,2,1"])
+    with pytest.raises(ValueError, match=r"small.csv: 2 usable rows are too few: at least 21 are"):
+        experiment.evaluate(experiment.model(), small)
+
+
+def test_a_target_is_named_once():
+    with pytest.raises(ValueError, match="target 'logP' is named more than once"):
+        TableData(targets=("logP", "qed", "logP"))
+
+
+def test_the_digest_is_never_half_a_file(table, tmp_path, monkeypatch):
+    experiment = Table.from_file(small_config(table))
+    written = []
+    monkeypatch.setattr(
+        "stib_fast.training.molecules.write_text", lambda path, text: written.append(path.name)
+    )
+    experiment.save_into(tmp_path)
+    assert written == ["data.sha256", "data.json"]
+
+
 def test_strings_that_are_too_long_are_left_out(table, capsys):
     experiment = Table.from_file(small_config(table, max_length=7))
     short = [s for s in chains(120) if len(s) <= 6]
@@ -222,7 +244,6 @@ def test_a_cache_trains_the_same_model_as_its_file(table, tmp_path):
     folder = cache_of(table, tmp_path / "cache", rows_per_shard=50)
     experiment = Table.from_file(small_config(folder, targets=()))
     assert experiment.config.molecules.targets == ("atoms", "oxygens")
-    assert not experiment.config.molecules.check
     from_cache, run = start(experiment, tmp_path / "b")
     for (name, a), b in zip(
         from_table.state_dict().items(), from_cache.state_dict().values(), strict=True
@@ -236,15 +257,54 @@ def test_a_cache_trains_the_same_model_as_its_file(table, tmp_path):
 def test_repeated_rows_of_a_cache_are_left_out(table, tmp_path, capsys):
     table.write_text(table.read_text() + f"{chains(120)[7]},1,1\nCCO,x,1\n")
     folder = cache_of(table, tmp_path / "cache", on_bad_target="drop")
-    experiment = Table.from_file(small_config(folder, targets=("oxygens",)))
+    unchecked = small_config(folder, targets=("oxygens",), check=False)
+    experiment = Table.from_file(unchecked)
     assert len(experiment.encoded.ids) == 120
     assert torch.equal(experiment.encoded.targets, TokenCache(folder).targets[:120, 1:])
     assert capsys.readouterr().err.splitlines() == [
         f"{folder}: of 122 rows left out 1 bad target",
         f"{folder}: of 122 rows left out 1 repeating a string: row 121",
     ]
-    with pytest.raises(ValueError, match="1 rows repeat a string"):
-        Table.from_file(small_config(folder, targets=("oxygens",), strict=True))
+
+
+def test_strict_reading_of_a_cache_refuses_rows_that_were_dropped_or_repeat(table, tmp_path):
+    whole = cache_of(table, tmp_path / "whole")
+    for check in (False, True):
+        strict = {"targets": (), "strict": True, "check": check}
+        assert len(Table.from_file(small_config(whole, **strict)).encoded.ids) == 120
+    rows = table.read_text()
+    table.write_text(f"{rows}CCO,x,1\nC[C,1,1\n")
+    dropped = cache_of(table, tmp_path / "dropped", on_bad_target="drop", on_unknown="drop")
+    table.write_text(f"{rows}{chains(120)[7]},1,1\n")
+    repeated = cache_of(table, tmp_path / "repeated")
+    for check, repeats in ((False, "1 repeating a string: row 121"), (True, "1 repeating a mol")):
+        strict = {"targets": (), "strict": True, "check": check}
+        with pytest.raises(ValueError, match="strict reading refuses were dropped") as error:
+            Table.from_file(small_config(dropped, **strict))
+        assert "1 bad target" in str(error.value)
+        assert "1 malformed" in str(error.value)
+        with pytest.raises(ValueError, match=f"strict reading refuses: {repeats}"):
+            Table.from_file(small_config(repeated, **strict))
+
+
+def test_rdkit_reads_a_cache_where_it_is_asked_to(table, tmp_path, capsys):
+    chain = next(s for s in chains(120) if s != s[::-1])
+    table.write_text(table.read_text() + f"CCO,x,1\n{chain[::-1]},1,1\nC1CC,1,1\n")
+    folder = cache_of(table, tmp_path / "cache", on_bad_target="drop")
+    config = small_config(folder, targets=(), check=True)
+    from_cache = Table.from_file(config).encoded
+    # Rows are those of the source, of which the 121st is not in the cache.
+    assert capsys.readouterr().err.splitlines() == [
+        f"{folder}: of 123 rows left out 1 bad target",
+        f"{folder}: of 123 rows left out 1 with a SMILES that RDKit does not read: row 123: C1CC",
+        f"{folder}: of 123 rows left out 1 repeating a molecule: row 122: {chain[::-1]} is that of "
+        f"row {1 + chains(120).index(chain)}",
+    ]
+    cache = TokenCache(folder)
+    assert torch.equal(from_cache.ids[torch.arange(120)], cache[torch.arange(120)].ids)
+    assert torch.equal(from_cache.targets, cache.targets[:120])
+    unchecked = replace(config, molecules=replace(config.molecules, check=False))
+    assert len(Table.from_file(unchecked).encoded.ids) == 122
 
 
 def test_a_cache_must_fit_the_model(table, tmp_path):

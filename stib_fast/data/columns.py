@@ -1,0 +1,116 @@
+"""Columns of numbers from tables and array files."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stib_fast.chem.cells import as_numbers
+from stib_fast.chem.files import read_batches
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
+# What a cell of text without a number says, in lower case.
+MISSING = ("", "na", "n/a", "nan", "null", "none")
+
+
+def read_columns(path: str | Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    r"""Read columns of numbers.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.csv``, ``.csv.gz`` or ``.parquet``, as `stib_fast.chem.files.read_batches` reads them, or
+        ``.npz``, where a name is that of an array [n] or [n, columns].
+    names : sequence of str
+        Which columns, each once.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By name, float64: [n], or [n, columns] where an array has that shape. NaN where a cell is
+        null, empty, or says NA, N/A, NaN, null or none.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        A column that is missing (the message lists those that are there), appears or is asked for
+        more than once, or holds no numbers (naming column and row, from 1 after the header); arrays
+        of different lengths; no rows; a damaged file, or one of another kind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "table.csv"
+    ...     _ = path.write_text("a,b\n1,x\n,y\n2.5,z\n")
+    ...     read_columns(path, ["a"])
+    {'a': array([1. , nan, 2.5])}
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise ValueError(f"{path}: the name of a table ends in one of {', '.join(SUFFIXES)}")
+    columns = _arrays(path, names) if path.suffix.lower() == ".npz" else _cells(path, names)
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path}: arrays differ in length: {lengths}")
+    if not any(lengths.values()):
+        raise ValueError(f"{path}: the file holds no rows")
+    return columns
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ValueError(f"{path}: array {name!r} is asked for more than once")
+    found = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            there = list(arrays.files)
+            for name in names:
+                if name in there:
+                    found[name] = arrays[name]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable npz file ({error})") from error
+    for name in names:
+        if name not in found:
+            raise ValueError(f"{path}: array {name!r} is missing; there are {there}")
+        array = found[name]
+        if array.ndim not in (1, 2) or array.dtype.kind not in "fiub" or 0 in array.shape[1:]:
+            raise ValueError(
+                f"{path}: array {name!r} is {array.dtype} {array.shape}, not numbers [n] or "
+                "[n, columns]"
+            )
+    return {name: array.astype(np.float64) for name, array in found.items()}
+
+
+def _cells(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    parts: dict[str, list[NDArray[np.float64]]] = {name: [np.empty(0)] for name in names}
+    rows = 0
+    for batch in read_batches(path, names):
+        for name, column in zip(names, batch.columns, strict=True):
+            parts[name].append(_numbers(path, name, column, rows))
+        rows += batch.num_rows
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _numbers(path: Path, name: str, column: pyarrow.Array, first_row: int) -> NDArray[np.float64]:
+    numbers = as_numbers(path, name, column)
+    for row in np.flatnonzero(np.isnan(numbers)).tolist():
+        cell = column[row].as_py()
+        if isinstance(cell, str) and cell.strip().lower() not in MISSING:
+            place = f"{path}: column {name!r}, row {first_row + row + 1}"
+            raise ValueError(f"{place}: {cell!r} is not a number")
+    return numbers
