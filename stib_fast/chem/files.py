@@ -187,11 +187,12 @@ class _Counted(io.RawIOBase):
         return True
 
 
-def _uncompressed(path: Path, file: Any) -> pyarrow.NativeFile:
+def _uncompressed(path: Path, file: Any) -> Any:
+    if path.suffix.lower() != ".gz":
+        return file
     import pyarrow
 
-    stream = pyarrow.PythonFile(file, "r")
-    return pyarrow.CompressedInputStream(stream, "gzip") if path.suffix.lower() == ".gz" else stream
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "gzip")
 
 
 def _csv_header(path: Path, file: IO[bytes]) -> list[str]:
@@ -262,14 +263,11 @@ def _smi_batches(
         yield pyarrow.record_batch([fields[name] for name in columns], names=list(columns))
 
 
-def _whole_lines(path: Path, stream: pyarrow.NativeFile) -> Iterator[bytes]:
+def _whole_lines(path: Path, stream: Any) -> Iterator[bytes]:
     """Blocks of at most twice `BLOCK_BYTES` that end with a newline."""
     rest = b""
-    first = True
-    while block := stream.read(BLOCK_BYTES):
-        if first:
-            block = block.removeprefix(b"\xef\xbb\xbf")
-            first = False
+    block = stream.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+    while following := stream.read(BLOCK_BYTES):
         end = block.rfind(b"\n") + 1
         if end:
             yield rest + block[:end]
@@ -278,8 +276,10 @@ def _whole_lines(path: Path, stream: pyarrow.NativeFile) -> Iterator[bytes]:
             rest += block
         if len(rest) > BLOCK_BYTES:
             raise ValueError(f"{path}: a line is longer than {BLOCK_BYTES} bytes")
+        block = following
+    rest += block
     if rest:
-        yield rest + b"\n"
+        yield rest if rest.endswith(b"\n") else rest + b"\n"
 
 
 def split_lines(block: bytes) -> tuple[pyarrow.StringArray, pyarrow.StringArray]:

@@ -187,6 +187,8 @@ class SmilesTokenizer:
             raise ValueError(f"{path}: {error}") from None
         if not kept:
             return self.encode_each([]).kept()
+        if len(kept) == 1:
+            return kept[0]
         return Encoded(*(torch.cat(tensors) for tensors in zip(*kept, strict=True)))
 
     def _settings(self) -> Settings:
