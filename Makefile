@@ -25,8 +25,8 @@ $(READY): $(BUILD_INPUTS)
 	@echo "Setting up $(VENV) (a few minutes the first time) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install $(TORCH) "setuptools>=77" wheel ninja pybind11 numpy 2> $(VENV)/pip.log || (cat $(VENV)/pip.log; exit 1)
-	@STIB_FAST_REQUIRE_EXT=1 $(PIP) install --no-build-isolation --config-settings editable_mode=strict \
-	  -e ".[dev]" > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
+	@STIB_FAST_REQUIRE_EXT=1 $(PIP) install --no-build-isolation -e ".[dev]" \
+	  > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
 	@touch $@
 
 demo: $(READY)
