@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.spatial import cKDTree
 from sklearn.feature_selection._mutual_info import _compute_mi_cc
 from sklearn.neighbors import BallTree, KDTree
@@ -288,6 +289,9 @@ def figure_of(rows: Sequence[Row]) -> Figure:
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        first, last = axes.get_xlim()  # a decade on each side of a power of ten is labelled
+        axes.set_xlim(min(first, 10 ** math.floor(math.log10(last) - 1)), last)
         axes.set_xlabel("seconds")
         axes.set_title(f"n x d+m = {shape}", fontsize=10)
         axes.grid(which="both", alpha=0.3)

@@ -95,5 +95,5 @@ def _ops() -> dict[str, str]:
         "one_hot": f"{cpp}; on a GPU {triton}",
         "one_hot_conv1d": f"{cpp}; on a GPU {triton}",
         "smiles": f"{smiles}; on a GPU {cuda}",
-        "knn_mi": "scipy's k-d tree",
+        "knn_mi": f"{cpp}; on a GPU eager",
     }

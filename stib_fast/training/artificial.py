@@ -102,8 +102,8 @@ class Artificial:
         return {
             "mae_x": mae(model.reconstruct(data.x), data.x),
             "mae_y": mae(model.predict(data.x), data.y),
-            "mi_bits": float(knn_mi(z0, data.y)) / math.log(2),
-            "mi_bits_sampled": float(knn_mi(drawn, data.y)) / math.log(2),
+            "mi_bits": float(knn_mi(z0.double(), data.y.double())) / math.log(2),
+            "mi_bits_sampled": float(knn_mi(drawn.double(), data.y.double())) / math.log(2),
         }
 
     @torch.no_grad()
