@@ -17,13 +17,12 @@ from stib_fast.ops.smiles import (
     EOS_ID,
     PAD_ID,
     UNKNOWN_ID,
-    Level,
     Status,
     count,
     id_dtype,
     malformation,
 )
-from stib_fast.ops.smiles_eager import tokenize
+from stib_fast.ops.smiles_eager import Level, tokenize
 from stib_fast.ops.strings import strings_of
 
 # No SMILES token is spelt like these: '<' is a token of its own or part of '<-'.

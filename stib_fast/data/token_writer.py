@@ -28,7 +28,8 @@ from stib_fast.data.token_cache import (
     read_record,
     verify_shards,
 )
-from stib_fast.ops.smiles import Level, OnOverflow, OnUnknown, Settings
+from stib_fast.ops.smiles import OnOverflow, OnUnknown, Settings
+from stib_fast.ops.smiles_eager import Level
 
 if TYPE_CHECKING:
     import pyarrow

@@ -22,6 +22,7 @@ from torch import Tensor
 from stib_fast import backends
 from stib_fast.backends import LIBRARY, backend_for
 from stib_fast.ops import smiles_eager
+from stib_fast.ops.smiles_eager import Level
 from stib_fast.ops.strings import ByteStrings, Strings
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 PAD_ID, BOS_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2, 3
 
-Level = Literal["atom", "char"]
 OnUnknown = Literal["error", "unk", "drop"]
 OnOverflow = Literal["error", "truncate", "drop"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Literal
 
-if TYPE_CHECKING:
-    from stib_fast.ops.smiles import Level
+Level = Literal["atom", "char"]
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
 # The last alternative takes any other single mark, so only '[', ']' and '%' can be malformed.

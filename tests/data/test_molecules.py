@@ -13,7 +13,8 @@ import torch
 
 from stib_fast.chem.validity import canonical_smiles
 from stib_fast.data.molecules import EV_PER_HARTREE, MoleculeTable, read_qm9, read_table
-from stib_fast.ops.smiles import Level, malformation
+from stib_fast.ops.smiles import malformation
+from stib_fast.ops.smiles_eager import Level
 
 # The layout of QM9's records: atoms, properties, the atoms, frequencies, SMILES, InChI.
 WATER = (
