@@ -566,3 +566,11 @@ class TestCompile:
                 torch.testing.assert_close(
                     ours, expected, rtol=8 * U[dtype], atol=64 * batch * U[dtype]
                 )
+
+
+def test_the_ops_refuse_no_filters(library: None) -> None:
+    ids, ops = torch.zeros(2, 9, dtype=torch.uint8), torch.ops.stib_fast
+    with pytest.raises(RuntimeError, match="must have a filter"):
+        ops.one_hot_conv1d(ids, torch.zeros(0, 4, 3), None, 1, 0, 1, None)
+    with pytest.raises(RuntimeError, match="must have a filter"):
+        ops.one_hot_conv1d_backward(ids, torch.zeros(2, 0, 7), 4, 3, 1, 0, 1, None)
