@@ -57,7 +57,7 @@ wheel: $(READY)
 	@PYTHON="$(CURDIR)/$(BIN)/python" TORCH="$(TORCH)" tools/check_wheel.sh
 
 aot: $(READY)
-	@$(BIN)/python tools/aot.py $(ARGS)
+	@$(BIN)/python -m tools.aot $(ARGS)
 
 cuda-build: $(READY)
 	@PYTHON="$(PYTHON)" CUDA_TORCH="$(CUDA_TORCH)" tools/cuda_build.sh

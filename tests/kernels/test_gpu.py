@@ -1,6 +1,6 @@
 """The ops on a GPU: under torch.compile, on streams, bytes to ids.
 
-`test_on_device.py` has the Triton kernels themselves.
+`on_device/` has the Triton kernels themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Runs `on_device.py` where the kernels are interpreted, and where they are compiled."""
+"""Runs the files of `on_device/`: Triton kernels against float64, interpreted and on a GPU.
+
+Kernels are interpreted or compiled as TRITON_INTERPRET says when triton is imported, so each file
+runs in processes of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,22 @@ import torch
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is usable here")
 
 
+FILES = sorted(
+    path.stem
+    for path in Path(__file__).with_name("on_device").glob("*.py")
+    if path.stem != "conftest"
+)
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("interpret", ["1", pytest.param("0", marks=needs_gpu, id="gpu")])
-def test_kernels(interpret: str, tmp_path: Path) -> None:
-    tests, report = Path(__file__).with_name("on_device.py"), tmp_path / "report.xml"
+def test_kernels(interpret: str, name: str, tmp_path: Path) -> None:
+    tests = Path(__file__).with_name("on_device") / f"{name}.py"
+    report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, f"--junit-xml={report}", str(tests)],
-        cwd=tests.parents[2],
+        cwd=tests.parents[3],
         env=os.environ | {"TRITON_INTERPRET": interpret, "STIB_FAST_BACKEND": "auto"},
         capture_output=True,
         text=True,
@@ -28,5 +41,5 @@ def test_kernels(interpret: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     suite = ElementTree.parse(report).getroot()[0]
-    assert int(suite.attrib["tests"]) > 100
+    assert int(suite.attrib["tests"]) > 20
     assert int(suite.attrib["skipped"]) == 0, done.stdout

@@ -1,8 +1,4 @@
-"""The Triton kernels against float64 on a GPU, or on the CPU under the interpreter.
-
-The kernels are interpreted or compiled as TRITON_INTERPRET says when triton is imported, so
-`test_on_device.py` runs this file in processes of their own.
-"""
+"""The Triton kernels of one_hot and one_hot_conv1d, run by `test_on_device.py`."""
 
 from __future__ import annotations
 
@@ -25,17 +21,6 @@ DEVICE = torch.device("cpu" if backends.INTERPRETING else "cuda")
 UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11}
 if DEVICE.type == "cuda":
     UNIT_ROUNDOFF[torch.bfloat16] = 2.0**-8  # the interpreter has no bfloat16 products
-
-
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory holds NaN, or integers that no result holds: what is not written shows."""
-    new_empty = torch.Tensor.new_empty
-
-    def poisoned(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        return poison(new_empty(tensor, *arguments, **options))
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
 def poison(x: Tensor) -> Tensor:
