@@ -24,12 +24,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stib_fast.kernels import one_hot, one_hot_conv1d
+from stib_fast.kernels import knn_mi, one_hot, one_hot_conv1d
+from tools.configurations import knn_mi as knn_mi_configurations
 from tools.configurations import one_hot as one_hot_configurations
 
-MODULES = (one_hot, one_hot_conv1d)
+MODULES = (one_hot, one_hot_conv1d, knn_mi)
 CONFIGURATIONS: dict[str, Callable[[], Any]] = {
     **one_hot_configurations.CONFIGURATIONS,
+    **knn_mi_configurations.CONFIGURATIONS,
 }
 # Shared memory a program may have: CUDA programming guide, technical specifications.
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -78,12 +80,12 @@ def _launch_of(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
         if isinstance(value, torch.Tensor):
             launch.signature[parameter.name] = f"*{TYPES[value.dtype]}"
             launch.attributes[(i,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or value == 1:
+        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
             launch.signature[parameter.name] = "constexpr"
             launch.constants[(i,)] = value
         else:
             launch.signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 launch.attributes[(i,)] = [["tt.divisibility", 16]]
     return launch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ BLOCK_DISTANCES_GPU = 2**26
 # lines cross at 11 and 6 columns. The compiled kernels are faster than both in every case.
 TREE_COLUMNS_RADII = 12
 TREE_COLUMNS_COUNTS = 8
+BACKENDS = ("cpp", "triton")
+# The Triton kernel keeps the neighbours of its rows in registers; with more, plain PyTorch sorts.
+MOST_NEIGHBOURS_TRITON = 255
 LEAF = 256  # rows that the compiled kernels look at together
 # The first call of an op takes as many rows as it computes so many distances in a column for each
 # thread, a tenth of a second without pruning; calls grow while they take less than RANGE_SECONDS.
@@ -65,40 +69,64 @@ def _(points: Tensor, radius: Tensor, closed: bool, begin: int, end: int) -> Ten
     return points.new_empty((end - begin,), dtype=torch.int64)
 
 
+def _register_triton() -> None:
+    """Let the dispatcher reach the kernels, which are imported at the first call."""
+    for name in ("knn_order", "knn_radii", "knn_counts"):
+
+        def call(*arguments: Any, name: str = name) -> Any:
+            return getattr(_kernels("triton"), name)(*arguments)
+
+        LIBRARY.impl(name, call, "CUDA")
+
+
+def _kernels(chosen: str) -> Any:
+    """The namespace of the three ops on a backend that is not eager."""
+    if chosen == "cpp":
+        return torch.ops.stib_fast
+    from stib_fast.kernels import knn_mi as kernels
+
+    return kernels
+
+
+_register_triton()
+
+
 def neighbour_radii(points: Tensor, x_columns: int, k: int, variant: int, advance: Advance) -> Pair:
     """Radii of all rows [n] around checked points [n, columns], as `knn_radii` defines them."""
-    if backend_for(points.device) == "eager":
+    chosen = backend_for(points.device, BACKENDS)
+    if chosen == "triton" and k > MOST_NEIGHBOURS_TRITON:
+        chosen = "eager"
+    if chosen == "eager":
         if variant == 1 and _is_for_tree(points, TREE_COLUMNS_RADII):
             radius = _tree_radii(points, k)
             advance(len(points))
             return radius, radius
         return _eager_radii(points, x_columns, k, variant, advance)
-    order = torch.ops.stib_fast.knn_order(points)
+    ops = _kernels(chosen)
+    order = ops.knn_order(points)
     ordered = points[order]
     x_radius, y_radius = (points.new_empty(len(points)) for _ in range(2))
     for begin, end in ranges(points, advance):
         rows = order[begin:end]
-        x_radius[rows], y_radius[rows] = torch.ops.stib_fast.knn_radii(
-            ordered, x_columns, k, variant, begin, end
-        )
+        x_radius[rows], y_radius[rows] = ops.knn_radii(ordered, x_columns, k, variant, begin, end)
     return x_radius, y_radius
 
 
 def neighbour_counts(points: Tensor, radius: Tensor, closed: bool, advance: Advance) -> Tensor:
     """Count the points within the radius [n] of each row, itself included: int64 [n]."""
-    if backend_for(points.device) == "eager":
+    chosen = backend_for(points.device, BACKENDS)
+    if chosen == "eager":
         if _is_for_tree(points, TREE_COLUMNS_COUNTS):
             counts = _tree_counts(points, radius, closed)
             advance(len(points))
             return counts
         return _eager_counts(points, radius, closed, advance)
-    order = torch.ops.stib_fast.knn_order(points)
+    ops = _kernels(chosen)
+    order = ops.knn_order(points)
     ordered, radii = points[order], radius[order]
-    counts = torch.empty(len(points), dtype=torch.int64)
+    counts = order.new_empty(len(points))
     for begin, end in ranges(points, advance):
-        counts[order[begin:end]] = torch.ops.stib_fast.knn_counts(
-            ordered, radii[begin:end], closed, begin, end
-        )
+        counts[order[begin:end]] = ops.knn_counts(ordered, radii[begin:end], closed, begin, end)
     return counts
 
 
@@ -113,6 +141,8 @@ def ranges(points: Tensor, advance: Advance) -> Iterator[tuple[int, int]]:
         end = min(begin + size, rows)
         start = time.perf_counter()
         yield begin, end
+        if points.is_cuda:
+            torch.cuda.synchronize(points.device)
         advance(end - begin)
         if time.perf_counter() - start < RANGE_SECONDS:
             size *= 2

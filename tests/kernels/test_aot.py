@@ -18,6 +18,7 @@ TESTED = [
     *("conv1d float64 F=128", "conv1d gradient float32 F=9", "conv1d gradient float32 F=128"),
     *("conv1d gradient bfloat16 F=128", "conv1d gradient float64 F=128"),
     *("conv1d gradient float32 far", "conv1d gradient float32 ones"),
+    *("knn_radii float32 k=20 variant 2", "knn_radii float64 k=255", "knn_counts float32 d=16"),
 ]
 
 
