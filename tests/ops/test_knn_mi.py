@@ -599,7 +599,7 @@ def test_interrupt_between_ranges_leaves_nothing_broken(monkeypatch) -> None:
 
 
 def test_bar_counts_all_rows_and_is_silent_without_a_terminal(capfd, monkeypatch, backend) -> None:
-    import stib_fast.knn as module
+    import stib_fast.functional.knn as module
 
     bars = []
 
