@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from stib_fast.moments import Moments
 from stib_fast.ops import gaussian_mi as _mi
 from stib_fast.ops import moments as _moments
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Precision = Literal["exact", "fast"]
 DEFAULT_EPS = {"exact": 1e-9, "fast": 1e-4}
@@ -23,6 +27,7 @@ def gaussian_mi(
     eps: float | None = None,
     bias_correction: bool = False,
     precision: Precision = "exact",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Mutual information of the Gaussian with the batch's correlations, in nats.
 
@@ -53,6 +58,14 @@ def gaussian_mi(
         ``"exact"`` multiplies in float64 whatever the input; ``"fast"`` in float32, which is wrong
         in the gradient by about 1e-6 / (1 - ρ²) for a largest canonical correlation ρ, and NaN
         where a factorisation fails. Its columns must lie within 1e-15 and 1e15 in size.
+    group : torch.distributed.ProcessGroup, optional
+        The batch is spread over the processes of the group, which all call this: the value is that
+        of all rows, the same bits on every process, and 1 + d + d² float64 numbers a process cross
+        the network (d = n + m). Gradients are those of the own rows times the number of processes,
+        so that their mean over the processes, as ``DistributedDataParallel`` takes it, is the
+        gradient of the whole. All processes must weigh the value alike in their losses. A process
+        may hold no rows; below two rows in all, the value is NaN. Second derivatives hold the other
+        processes' rows fixed.
 
     Returns
     -------
@@ -90,9 +103,13 @@ def gaussian_mi(
     """
     _moments.check_parts(("z", "y"), (z, y))
     n, m = z.shape[1], y.shape[1]
+    fast, eps = _is_fast(precision), _checked_eps(eps, precision)
+    if group is not None:
+        sample = _sample((z, y), weight, fast).gathered(group)
+        value = gaussian_mi_of(sample, eps=eps, bias_correction=bias_correction)
+        return value.to(z.device, _mi.result_dtype(z.dtype))
     weight, count = checked_count("z", z, weight, n + m + 1 if bias_correction else 2)
-    fast = _is_fast(precision)
-    value = _mi.gaussian_mi(z, y, weight, _checked_eps(eps, precision), fast)
+    value = _mi.gaussian_mi(z, y, weight, eps, fast)
     return value - _gaussian_bias(count, n, m).to(value) if bias_correction else value
 
 
@@ -193,10 +210,7 @@ def moments(*parts: Tensor, weight: Tensor | None = None) -> Moments:
     if not parts:
         raise ValueError("parts: at least one tensor is needed")
     _moments.check_parts([f"parts[{i}]" for i in range(len(parts))], parts)
-    if weight is not None:
-        weight = _moments.check_weight(weight, parts[0])
-    sizes = tuple(part.shape[1] for part in parts)
-    return Moments(*_moments.moments(parts, weight, False), sizes=sizes, dtype=parts[0].dtype)
+    return _sample(parts, weight, fast=False)
 
 
 def gaussian_mi_of(
@@ -291,6 +305,13 @@ def gaussian_cmi_of(
         moments.dtype,
     )
     return value - _gaussian_bias(moments.count - p, n, m).to(value) if bias_correction else value
+
+
+def _sample(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Moments:
+    if weight is not None:
+        weight = _moments.check_weight(weight, parts[0])
+    sizes = tuple(part.shape[1] for part in parts)
+    return Moments(*_moments.moments(parts, weight, fast), sizes=sizes, dtype=parts[0].dtype)
 
 
 def checked_count(
