@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -28,6 +29,7 @@ def gaussian_mi(
     bias_correction: bool = False,
     precision: Precision = "exact",
     group: ProcessGroup | None = None,
+    whole: Moments | None = None,
 ) -> Tensor:
     r"""Mutual information of the Gaussian with the batch's correlations, in nats.
 
@@ -66,6 +68,13 @@ def gaussian_mi(
         gradient of the whole. All processes must weigh the value alike in their losses. A process
         may hold no rows; below two rows in all, the value is NaN. Second derivatives hold the other
         processes' rows fixed.
+    whole : Moments, optional
+        The rows are a micro-batch, part of a sample of z and y with these moments (`moments`, added
+        up without gradient in a pass before). The value is that of the whole, and the gradients are
+        those of the rows that are here, so that one backward after the other adds up to the
+        gradient of the whole with the activations of one micro-batch. `weight` is that of the rows
+        here; there are no second derivatives. Over processes give ``sum.gathered(group)`` here, not
+        `group`, and multiply the loss by the number of processes.
 
     Returns
     -------
@@ -104,9 +113,14 @@ def gaussian_mi(
     _moments.check_parts(("z", "y"), (z, y))
     n, m = z.shape[1], y.shape[1]
     fast, eps = _is_fast(precision), _checked_eps(eps, precision)
+    if group is not None and whole is not None:
+        raise ValueError("group and whole exclude each other; give whole=whole.gathered(group)")
     if group is not None:
         sample = _sample((z, y), weight, fast).gathered(group)
         value = gaussian_mi_of(sample, eps=eps, bias_correction=bias_correction)
+        return value.to(z.device, _mi.result_dtype(z.dtype))
+    if whole is not None:
+        value = _part_of(whole, _sample((z, y), weight, fast), eps, bias_correction)
         return value.to(z.device, _mi.result_dtype(z.dtype))
     weight, count = checked_count("z", z, weight, n + m + 1 if bias_correction else 2)
     value = _mi.gaussian_mi(z, y, weight, eps, fast)
@@ -305,6 +319,27 @@ def gaussian_cmi_of(
         moments.dtype,
     )
     return value - _gaussian_bias(moments.count - p, n, m).to(value) if bias_correction else value
+
+
+def _part_of(whole: Moments, part: Moments, eps: float, bias_correction: bool) -> Tensor:
+    """The mutual information of the whole, with the gradient with respect to the part alone."""
+    if whole.sizes != part.sizes or whole.dtype != part.dtype:
+        raise ValueError(
+            f"whole is of parts {whole.sizes} {whole.dtype}, but z and y are {part.sizes} "
+            f"{part.dtype}"
+        )
+    with torch.enable_grad():
+        scatter = whole.scatter.detach().requires_grad_()
+        fixed = replace(whole, count=whole.count.detach(), mean=whole.mean.detach())
+        value = gaussian_mi_of(
+            replace(fixed, scatter=scatter), eps=eps, bias_correction=bias_correction
+        )
+        (slope,) = torch.autograd.grad(value, scatter)
+    # The scatter of the whole is a sum over its rows about its mean, which moves no sum about it.
+    step = part.mean - fixed.mean
+    about = part.scatter + part.count * torch.outer(step, step)
+    linear = (slope * about).sum()
+    return value.detach() + (linear - linear.detach())
 
 
 def _sample(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Moments:
