@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import harness
 from stib_fast.data import sample
 from stib_fast.models import STIB, vector_stib
-from stib_fast.training import Optimisation
-from stib_fast.training.loop import adam, training_step
+from stib_fast.training import Execution, Optimisation
+from stib_fast.training.step import TrainingStep
 
 BACKEND = "cpp"
 HIDDEN = (256, 256)
@@ -68,7 +68,7 @@ def careful_mi(z: Tensor, y: Tensor) -> Tensor:
     x = x - x.mean(0)
     scatter = x.mT @ x
     scale = scatter.diagonal().rsqrt()
-    r = scatter * scale * scale[:, None] + 1e-6 * torch.eye(len(scatter))
+    r = scatter * scale * scale[:, None] + 1e-6 * torch.eye(len(scatter), device=z.device)
 
     def log_det(matrix: Tensor) -> Tensor:
         return 2 * torch.linalg.cholesky(matrix).diagonal().log().sum()
@@ -76,9 +76,8 @@ def careful_mi(z: Tensor, y: Tensor) -> Tensor:
     return (log_det(r[:n, :n]) + log_det(r[n:, n:]) - log_det(r)) / 2
 
 
-def eager_step(best: bool) -> Step:
+def eager_step(model: STIB, best: bool) -> Step:
     """Two losses and two optimisers, one after the other on the same draw of z."""
-    model = new_model()
     critic = model.critic
     adversary = list(critic.parameters())
     main = [p for name, p in model.named_parameters() if not name.startswith("critic.")]
@@ -111,16 +110,13 @@ def eager_step(best: bool) -> Step:
     return step
 
 
-def ours_step() -> Step:
-    model = new_model()
-    optimiser = adam(model, LEARNING_RATE)
-    numbers = count()
-    return lambda x, y: training_step(model, optimiser, (x, y), SETTINGS, next(numbers))
+def ours_step(model: STIB, execution: Execution) -> Step:
+    take, numbers = TrainingStep(model, SETTINGS, execution), count()
+    return lambda x, y: take((x, y), next(numbers))
 
 
-def products_step() -> Step:
+def products_step(model: STIB) -> Step:
     """The products of one forward and backward pass through the six networks, and nothing else."""
-    model = new_model()
     layers = [
         [sizes.weight.detach() for sizes in network.modules() if isinstance(sizes, torch.nn.Linear)]
         for network in (
@@ -151,28 +147,29 @@ def products_step() -> Step:
     return step
 
 
-PROVIDERS: dict[str, Callable[[], Step]] = {
-    "ours": ours_step,
-    "best eager": lambda: eager_step(best=True),
-    "best eager compiled": lambda: torch.compile(eager_step(best=True)),
-    "plain eager": lambda: eager_step(best=False),
+BASELINES: dict[str, Callable[[STIB], Step]] = {
+    "best eager": lambda model: eager_step(model, best=True),
+    "best eager compiled": lambda model: torch.compile(eager_step(model, best=True)),
+    "plain eager": lambda model: eager_step(model, best=False),
+}
+PROVIDERS: dict[str, Callable[[STIB], Step]] = {
+    "ours": lambda model: ours_step(model, Execution("cpu")),
+    **BASELINES,
     "matrix products alone": products_step,
 }
-BASELINES = ("best eager", "best eager compiled", "plain eager")
 
 
-def same_gradients() -> None:
+def same_gradients(device: Literal["cpu", "cuda"] = "cpu") -> None:
     """Refuse to time anything unless our joint pass moves the model as two separate losses do."""
-    x, y, _ = sample(4096, generator=torch.Generator().manual_seed(1))
+    x, y, _ = sample(4096, generator=torch.Generator(device).manual_seed(1))
     models = []
-    for step in (ours_step(), eager_step(best=True)):
+    for make in (lambda model: ours_step(model, Execution(device)), BASELINES["best eager"]):
+        model = new_model().to(device)
+        step = make(model)
         torch.manual_seed(2)
         step(x, y)
-        (cell,) = [
-            c.cell_contents for c in step.__closure__ or () if isinstance(c.cell_contents, STIB)
-        ]
-        models.append({name: p.detach().clone() for name, p in cell.named_parameters()})
-    start = dict(new_model().named_parameters())
+        models.append(dict(model.named_parameters()))
+    start = dict(new_model().to(device).named_parameters())
     moved = torch.cat([(models[0][name] - start[name]).flatten().sign() for name in start])
     other = torch.cat([(models[1][name] - start[name]).flatten().sign() for name in start])
     # Adam's first step is the sign of the gradient: float32 rounding turns only the smallest.
@@ -187,7 +184,7 @@ def measure(batch: int, repetitions: int) -> Iterator[harness.Row]:
     sets = [sample(batch, generator=generator)[:2] for _ in range(size)]
     torch._dynamo.reset()
     timings = harness.interleaved(
-        {name: make() for name, make in PROVIDERS.items()}, sets, repetitions
+        {name: make(new_model()) for name, make in PROVIDERS.items()}, sets, repetitions
     )
     for name, timing in timings.items():
         yield {
@@ -205,7 +202,7 @@ def measure(batch: int, repetitions: int) -> Iterator[harness.Row]:
 def where_the_time_goes(batch: int) -> dict[str, float]:
     """Milliseconds a step of each group of operators, by the profiler's own time."""
     x, y, _ = sample(batch)
-    step = ours_step()
+    step = PROVIDERS["ours"](new_model())
     repetitions = 10
     for _ in range(3):
         step(x, y)

@@ -187,7 +187,7 @@ class _ReverseGradient(torch.autograd.Function):
     """The identity whose gradient is multiplied by -weight (Ganin & Lempitsky 2015)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: float | Tensor) -> Tensor:
         ctx.weight = weight
         return x.view_as(x)
 
@@ -268,7 +268,7 @@ class InvarianceCritic(nn.Module):
         """
         return self._adversary(z.detach(), y)[0]
 
-    def forward(self, z: Tensor, y: Tensor, weight: float = 1.0) -> Tensor:
+    def forward(self, z: Tensor, y: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         """Both losses in one pass: the critic descends `critic_loss`, z descends weight · I.
 
         Gradients equal those of ``weight * encoder_loss(z, y)`` for z and of ``critic_loss(z, y)``
@@ -276,7 +276,9 @@ class InvarianceCritic(nn.Module):
         """
         return self._adversary(_ReverseGradient.apply(z, weight), y)[0]
 
-    def losses(self, z: Tensor, y: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(
+        self, z: Tensor, y: Tensor, weight: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `forward` gives, with its two terms: I in nats and the cycle loss, detached.
 
         The cycle loss is the mean over rows of ‖h⁻¹(h(y)) − y‖², in units of y.

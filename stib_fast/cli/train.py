@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 
@@ -15,6 +16,7 @@ from stib_fast.training import (
     QM9,
     Artificial,
     ArtificialConfig,
+    Execution,
     Interrupted,
     MoleculeExperiment,
     Run,
@@ -68,16 +70,31 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
     parser = command(description)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_argument("--run", type=str, help="run folder; default: runs/ and the time")
-    parser.add_class_arguments(config, skip={"data"}, fail_untyped=False)
+    parser.add_argument(
+        "--device",
+        dest="execution.device",
+        type=Literal["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: the GPU where one is usable",
+    )
+    for name, explanation in (
+        ("amp", "matrix products in bfloat16"),
+        ("compile", "compile the objective (torch.compile)"),
+        ("cuda_graph", "replay the step as one CUDA graph"),
+    ):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, dest=f"execution.{name}", action="store_true", help=explanation)
+    parser.add_class_arguments(config, skip={"data", "execution"}, fail_untyped=False)
     return parser
 
 
 def _train(options: jsonargparse.Namespace) -> None:
     name = options.experiment
     chosen = options[name]
+    execution = Execution(**vars(chosen.execution)).resolved()
     experiment: Artificial | MoleculeExperiment
     if name == Artificial.name:
-        experiment = Artificial(ArtificialConfig(chosen.model, chosen.optimisation))
+        experiment = Artificial(ArtificialConfig(chosen.model, chosen.optimisation, execution))
     else:
         kind = MOLECULE_EXPERIMENTS[name]
         data = str(Path(chosen.data).resolve())
@@ -89,7 +106,7 @@ def _train(options: jsonargparse.Namespace) -> None:
                 targets=tuple(chosen.target or molecules.targets),
             )
         experiment = kind.from_file(
-            kind.config_type(data, molecules, chosen.model, chosen.optimisation)
+            kind.config_type(data, molecules, chosen.model, chosen.optimisation, execution)
         )
     run = Run(chosen.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     run.create(experiment)

@@ -33,6 +33,9 @@ class ShuffledBatches:
     batch_size : int
     seed : int
         Of the order.
+    device : torch.device or str
+        Where the order is drawn; `parts` are gathered by numbers that lie there. The orders of a
+        seed differ between device types.
 
     Raises
     ------
@@ -46,21 +49,29 @@ class ShuffledBatches:
     [0, 1, 2, 3]
     """
 
-    def __init__(self, *parts: Rows, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        *parts: Rows,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         rows = len(parts[0])
         if not 1 <= batch_size <= rows:
             raise ValueError(f"batch_size must lie between 1 and the {rows} rows; got {batch_size}")
         self.parts = parts
         self.batch_size = batch_size
-        self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64, device=device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
     def __next__(self) -> tuple[Tensor, ...]:
         if len(self._order) < self.batch_size:
-            self._order = torch.randperm(len(self.parts[0]), generator=self._generator)
+            self._order = torch.randperm(
+                len(self.parts[0]), generator=self._generator, device=self._generator.device
+            )
         rows, self._order = self._order.split([self.batch_size, len(self._order) - self.batch_size])
         return tuple(part[rows] for part in self.parts)
 
@@ -70,5 +81,5 @@ class ShuffledBatches:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where the iterator that gave `state` stood."""
-        self._order = state["order"]
-        self._generator.set_state(state["generator"])
+        self._order = state["order"].to(self._generator.device)
+        self._generator.set_state(state["generator"].cpu())

@@ -166,7 +166,7 @@ class SmilesDecoder(nn.Module):
         previous = F.pad(ids[:, :-1], (1, 0), value=self.bos_id)
         logits, _ = self._step(previous, z, self._start(z))
         nats = F.cross_entropy(
-            logits.transpose(1, 2), ids, ignore_index=self.pad_id, reduction="none"
+            logits.transpose(1, 2).to(z.dtype), ids, ignore_index=self.pad_id, reduction="none"
         )
         return nats.sum(1)
 

@@ -84,6 +84,11 @@ class STIB(nn.Module):
         self.critic = critic
         self.log_sigma = nn.Parameter(torch.zeros(z0_dim + z1_dim))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.log_sigma.device
+
     def sample(self, mean: Tensor) -> Tensor:
         """Draw z [B, d] around means [B, d]."""
         return mean + self.log_sigma.exp() * torch.randn_like(mean)

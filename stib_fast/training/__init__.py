@@ -7,6 +7,7 @@ from stib_fast.training.artificial import (
     evaluation_points,
     read_arrays,
 )
+from stib_fast.training.execution import Execution
 from stib_fast.training.loop import Interrupted, train
 from stib_fast.training.molecules import (
     MoleculeConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "QM9",
     "Artificial",
     "ArtificialConfig",
+    "Execution",
     "Interrupted",
     "MoleculeConfig",
     "MoleculeData",

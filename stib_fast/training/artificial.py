@@ -16,6 +16,7 @@ from stib_fast.data import Spiral, SpiralStream, sample
 from stib_fast.functional import knn_mi
 from stib_fast.metrics import invariance, mae, posterior_draw
 from stib_fast.models import STIB, vector_stib
+from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
 
@@ -47,6 +48,7 @@ class ArtificialConfig:
 
     model: VectorModel = field(default_factory=VectorModel)
     optimisation: Optimisation = field(default_factory=Optimisation)
+    execution: Execution = field(default_factory=Execution)
 
 
 class Artificial:
@@ -68,13 +70,18 @@ class Artificial:
         """Settings of the optimisation."""
         return self.config.optimisation
 
+    @property
+    def execution(self) -> Execution:
+        """Where and how the steps run."""
+        return self.config.execution
+
     def model(self) -> STIB:
         """Build the untrained model."""
         return vector_stib(x_dim=2, y_dim=2, **vars(self.config.model))
 
-    def stream(self) -> SpiralStream:
-        """Start the stream of training batches."""
-        return SpiralStream(self.optimisation.batch, self.optimisation.data_seed)
+    def stream(self, device: torch.device) -> SpiralStream:
+        """Start the stream of training batches, drawn on a device."""
+        return SpiralStream(self.optimisation.batch, self.optimisation.data_seed, device=device)
 
     def inputs(self, x: Tensor | numpy.ndarray) -> Tensor:
         """Points [n, 2] as the model reads them.
@@ -95,13 +102,14 @@ class Artificial:
         """Write nothing: the configuration says it all."""
 
     def measure(self, model: STIB) -> dict[str, Figure]:
-        """Measure the figures that are followed along training."""
+        """Measure the figures that are followed along training, wherever the model is."""
         data = evaluation_points()
-        z0 = model.encode(data.x).z0
+        x = data.x.to(model.device)
+        z0 = model.encode(x).z0.cpu()
         drawn = posterior_draw(z0, model.log_sigma[: model.z0_dim])
         return {
-            "mae_x": mae(model.reconstruct(data.x), data.x),
-            "mae_y": mae(model.predict(data.x), data.y),
+            "mae_x": mae(model.reconstruct(x).cpu(), data.x),
+            "mae_y": mae(model.predict(x).cpu(), data.y),
             "mi_bits": float(knn_mi(z0.double(), data.y.double())) / math.log(2),
             "mi_bits_sampled": float(knn_mi(drawn.double(), data.y.double())) / math.log(2),
         }

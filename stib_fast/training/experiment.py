@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from stib_fast.models import STIB
+from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
 
@@ -40,14 +42,19 @@ class Experiment(Protocol):
         """Settings of the optimisation."""
         ...
 
+    @property
+    def execution(self) -> Execution:
+        """Where and how the steps run."""
+        ...
+
     def model(self) -> STIB:
         """Build the untrained model."""
         ...
 
-    def stream(self) -> Stream:
-        """Start the stream of training batches."""
+    def stream(self, device: torch.device) -> Stream:
+        """Start the stream of training batches, on a device."""
         ...
 
     def measure(self, model: STIB) -> dict[str, Figure]:
-        """Measure the figures that are followed along training."""
+        """Measure the figures that are followed along training, wherever the model is."""
         ...

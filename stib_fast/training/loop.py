@@ -8,19 +8,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from stib_fast.models import STIB
 from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from stib_fast.training.experiment import Experiment
-from stib_fast.training.objective import Terms, stib_objective
+from stib_fast.training.objective import Terms
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure, MetricsFile, Run
+from stib_fast.training.step import TrainingStep
 
 CHECKPOINT_SECONDS = 30.0
 DIVERGED = (
@@ -32,32 +33,6 @@ TERMS = ("lambda", "learning_rate", "kl", "x", "y", "mi", "cycle")
 
 class Interrupted(Exception):
     """The user stopped the run; its checkpoint is written."""
-
-
-def adam(model: STIB, learning_rate: float) -> torch.optim.Adam:
-    """One optimiser for model and adversary: Adam treats each parameter for itself."""
-    return torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-
-
-def training_step(
-    model: STIB,
-    optimiser: torch.optim.Optimizer,
-    batch: tuple[Tensor, ...],
-    settings: Optimisation,
-    step: int,
-) -> Terms:
-    """One step of L1 and of L2 on a batch; `step` counts from 0."""
-    lam = settings.lambda_at(step)
-    for group in optimiser.param_groups:
-        group["lr"] = settings.learning_rate_at(step)
-    optimiser.zero_grad(set_to_none=True)
-    terms = stib_objective(model, batch[0], batch[1], lam, settings.invariance_weight)
-    terms.loss.backward()
-    if settings.gradient_clip is not None:
-        main = [p for name, p in model.named_parameters() if not name.startswith("critic.")]
-        torch.nn.utils.clip_grad_norm_(main, settings.gradient_clip * lam)
-    optimiser.step()
-    return terms
 
 
 def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
@@ -74,41 +49,50 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     Returns
     -------
     STIB
-        The trained model, in evaluation mode.
+        The trained model, on the CPU, in evaluation mode.
 
     Raises
     ------
     Interrupted
         On Ctrl-C or SIGTERM, after the step in progress and its checkpoint.
     ValueError
-        If the loss or a weight is no longer finite; the last checkpoint stays.
+        If the GPU that is asked for is not there, or the loss or a weight is no longer finite; the
+        last checkpoint stays.
     """
     settings = experiment.optimisation
+    state = load_checkpoint(run.checkpoint) if resume else None
+    execution = experiment.execution
+    if state is not None:  # its random numbers are those of its device
+        execution = replace(execution, device=state.get("device", "cpu"))
+    execution = execution.resolved()
+    device = torch.device(execution.device)
     torch.manual_seed(settings.seed)
-    model, stream = experiment.model(), experiment.stream()
-    optimiser = adam(model, settings.learning_rate)
+    model, stream = experiment.model().to(device), experiment.stream(device)
+    take_step = TrainingStep(model, settings, execution)
     first = 0
-    if resume:
-        state = load_checkpoint(run.checkpoint)
+    if state is not None:
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        take_step.load_state_dict(state["optimiser"])
         stream.load_state_dict(state["stream"])
         torch.set_rng_state(state["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], device)
         first = state["step"]
 
     def checkpoint(step: int) -> None:
         if not all(p.isfinite().all() for p in model.parameters()):
             raise ValueError(f"a weight is not finite after step {step}: {DIVERGED}")
-        save_checkpoint(
-            run.checkpoint,
-            {
-                "step": step,
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "stream": stream.state_dict(),
-                "rng": torch.get_rng_state(),
-            },
-        )
+        content = {
+            "step": step,
+            "device": device.type,
+            "model": model.state_dict(),
+            "optimiser": take_step.state_dict(),
+            "stream": stream.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if device.type == "cuda":
+            content["cuda_rng"] = torch.cuda.get_rng_state(device)
+        save_checkpoint(run.checkpoint, content)
 
     log_every = max(1, settings.steps // 100)
     evaluation_steps = set(settings.evaluation_steps())
@@ -117,7 +101,7 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None)
     with contextlib.closing(writer), contextlib.closing(bar), _interrupts() as interrupted:
         for step in range(first + 1, settings.steps + 1):
-            terms = training_step(model, optimiser, next(stream), settings, step - 1)
+            terms = take_step(next(stream), step - 1)
             bar.update()
             if step % log_every == 0 or step in evaluation_steps:
                 values = _values(terms, settings, step)
@@ -131,7 +115,7 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
                 saved = time.perf_counter()
             if interrupted.is_set() and step < settings.steps:
                 raise Interrupted(f"stopped after step {step} of {settings.steps}")
-    return model.eval()
+    return model.cpu().eval()
 
 
 def _values(terms: Terms, settings: Optimisation, step: int) -> dict[str, Figure]:

@@ -21,6 +21,7 @@ from stib_fast.data.token_cache import RECORD, file_digest
 from stib_fast.metrics import invariance, mae, string_accuracy, token_accuracy
 from stib_fast.models import STIB, ScaledMLP, SmilesDecoder, SmilesEncoder
 from stib_fast.nn import InvarianceCritic
+from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure, write_text
 
@@ -117,6 +118,7 @@ class MoleculeConfig:
     optimisation: Optimisation = field(
         default_factory=lambda: molecule_optimisation(steps=4000, batch=256)
     )
+    execution: Execution = field(default_factory=Execution)
 
 
 Config = TypeVar("Config", bound=MoleculeConfig)
@@ -350,6 +352,11 @@ class MoleculeExperiment(ABC, Generic[Config]):
         return self.config.optimisation
 
     @property
+    def execution(self) -> Execution:
+        """Where and how the steps run."""
+        return self.config.execution
+
+    @property
     def encoded(self) -> TrainingSet:
         """The encoded molecules, in two parts."""
         if self._encoded is None:
@@ -399,14 +406,17 @@ class MoleculeExperiment(ABC, Generic[Config]):
             targets=targets,
         )
 
-    def stream(self) -> ShuffledBatches:
-        """Start the stream of training batches (ids, standardised targets)."""
-        data = self.encoded
+    def stream(self, device: torch.device) -> ShuffledBatches:
+        """Start the stream of training batches (ids, standardised targets), all held by a GPU."""
+        data, rows = self.encoded, self.encoded.train_rows
+        parts: list[Rows] = [Part(data.ids, rows), Part(data.standardised, rows)]
+        if device.type != "cpu":
+            parts = [data.ids[rows].to(device), data.standardised[rows].to(device)]
         return ShuffledBatches(
-            Part(data.ids, data.train_rows),
-            Part(data.standardised, data.train_rows),
+            *parts,
             batch_size=self.optimisation.batch,
             seed=self.optimisation.data_seed,
+            device=device,
         )
 
     def inputs(self, smiles: Sequence[str]) -> Tensor:
@@ -452,14 +462,16 @@ class MoleculeExperiment(ABC, Generic[Config]):
             held_out = torch.arange(len(data))
             fit = self._fit(model, data, held_out)
         rows = invariance_rows(held_out, len(data))
-        z0 = _in_chunks(lambda ids: model.encode(ids).z0, data.ids, rows)
-        standardised = model.targets.transform(data.targets[rows].float())
+        z0 = _in_chunks(lambda ids: model.encode(ids).z0, data.ids, rows, model.device)
+        standardised = model.targets.transform(data.targets[rows].float().to(model.device))
         return {**fit, **invariance(z0, model.log_sigma[: model.z0_dim], standardised)}
 
     def _fit(self, model: STIB, data: MoleculeSet, rows: Tensor) -> dict[str, Figure]:
         ids = data.ids[rows]
-        written = _in_chunks(model.reconstruct, data.ids, rows)
-        predicted = model.targets.inverse(_in_chunks(model.predict, data.ids, rows)).double()
+        written = _in_chunks(model.reconstruct, data.ids, rows, model.device)
+        predicted = _in_chunks(
+            lambda ids: model.targets.inverse(model.predict(ids)), data.ids, rows, model.device
+        ).double()
         targets = data.targets[rows]
         columns = list(zip(predicted.split(1, dim=1), targets.split(1, dim=1), strict=True))
         figures = (
@@ -480,8 +492,11 @@ def _require_rows(molecules: MoleculeSet, names: Sequence[str]) -> None:
         )
 
 
-def _in_chunks(function: Callable[[Tensor], Tensor], ids: Rows, rows: Tensor) -> Tensor:
-    return torch.cat([function(ids[part]) for part in rows.split(CHUNK)])
+def _in_chunks(
+    function: Callable[[Tensor], Tensor], ids: Rows, rows: Tensor, device: torch.device
+) -> Tensor:
+    """Results on the CPU of a function that runs on a device."""
+    return torch.cat([function(ids[part].to(device)).cpu() for part in rows.split(CHUNK)])
 
 
 def _sample(rows: Tensor, count: int) -> Tensor:

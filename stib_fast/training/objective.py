@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from stib_fast.models import STIB, kl_per_dimension
@@ -21,7 +22,7 @@ class Terms(NamedTuple):
 
 
 def stib_objective(
-    model: STIB, x: Tensor, y: Tensor, lam: float, invariance_weight: float
+    model: STIB, x: Tensor, y: Tensor, lam: float | Tensor, invariance_weight: float
 ) -> Terms:
     r"""Both steps of STIB on one batch, in one backward pass.
 
@@ -42,8 +43,8 @@ def stib_objective(
     model : STIB
     x, y : Tensor
         A batch; y [B, m].
-    lam : float
-        λ.
+    lam : float or Tensor
+        λ; as a tensor, 0-dim float64 on the model's device.
     invariance_weight : float
         c.
 
@@ -51,12 +52,14 @@ def stib_objective(
     -------
     Terms
     """
-    mean = model.encoder(x)
+    mean = model.encoder(x).to(model.log_sigma.dtype)  # bfloat16 under autocast
     z = model.sample(mean)
     z0, z1 = model.split(z)
     kl = kl_per_dimension(mean, model.log_sigma).sum()
     x_loss = model.reconstruction_loss(z, x).mean()
     y_loss = (model.predictor(z1) - y).square().sum(1).mean()
-    adversary, mi, cycle = model.critic.losses(z0, y, weight=lam * invariance_weight)
-    loss = kl + lam * (x_loss + y_loss) + adversary
+    lam = torch.as_tensor(lam, dtype=torch.float64)
+    weight = (lam * invariance_weight).to(z.dtype)
+    adversary, mi, cycle = model.critic.losses(z0, y, weight=weight)
+    loss = kl + lam.to(z.dtype) * (x_loss + y_loss) + adversary
     return Terms(loss, kl.detach(), x_loss.detach(), y_loss.detach(), mi, cycle)

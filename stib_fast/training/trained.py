@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import torch
 from torch import Tensor
 
@@ -70,6 +69,8 @@ def config_from(kind: type, content: dict[str, Any]) -> Any:
     ValueError
         Naming a key that is unknown or of the wrong type.
     """
+    import jsonargparse  # training and its benchmarks do without
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=kind)
     try:

@@ -71,7 +71,7 @@ def stopping(experiment, number, after):
             return self.inner.state_dict()
 
     inner = experiment.stream
-    experiment.stream = lambda: Stream(inner())
+    experiment.stream = lambda device: Stream(inner(device))
     return experiment
 
 
@@ -86,6 +86,30 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path):
         assert torch.equal(a, b), name
     texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
     assert texts[0] == texts[1]
+
+
+def test_a_checkpoint_of_version_0_1_0_resumes_bit_for_bit(tmp_path):
+    """It names no device and holds the learning rate as a number."""
+    whole = train(Quick(SMALL), new_run(tmp_path / "whole"))
+    run = new_run(tmp_path / "old")
+    with pytest.raises(Interrupted):
+        train(stopping(Quick(SMALL), signal.SIGINT, after=17), run)
+    state = load_checkpoint(run.checkpoint)
+    assert state.pop("device") == "cpu"
+    state["optimiser"]["param_groups"][0]["lr"] = 1e-3
+    save_checkpoint(run.checkpoint, state)
+    resumed = train(Quick(SMALL), run, resume=True)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is usable here")
+def test_a_run_on_a_gpu_does_not_resume_without_one(tmp_path):
+    run = new_run(tmp_path / "run")
+    train(Quick(SMALL), run)
+    save_checkpoint(run.checkpoint, load_checkpoint(run.checkpoint) | {"device": "cuda"})
+    with pytest.raises(ValueError, match="finds no GPU here"):
+        train(Quick(SMALL), run, resume=True)
 
 
 def test_a_killed_run_resumes_from_its_checkpoint_and_drops_later_metrics(tmp_path, monkeypatch):
