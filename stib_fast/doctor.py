@@ -73,7 +73,10 @@ def _cuda() -> dict[str, Any]:
     gpu = _no_gpu()
     if gpu is None and backends.cuda_unusable is not None:
         gpu = backends.cuda_unusable
-    return {"usable": gpu is None, "reason": gpu or f"tokeniser on {torch.cuda.get_device_name()}"}
+    return {
+        "usable": gpu is None,
+        "reason": gpu or f"tokeniser and d x d step on {torch.cuda.get_device_name()}",
+    }
 
 
 def _no_gpu() -> str | None:
@@ -89,11 +92,13 @@ def _ops() -> dict[str, str]:
     cpp = "cpp" if backends.cpp_unusable is None else "eager"
     smiles = "cpp" if backends.smiles_unusable is None else "plain Python"
     triton = "triton" if backends.TRITON_INSTALLED else "eager"
-    cuda = "cuda" if backends.cuda_unusable is None else f"{smiles}, through the CPU"
+    has_cuda = backends.cuda_unusable is None
+    cuda = "cuda" if has_cuda else f"{smiles}, through the CPU"
+    step = "cuda" if has_cuda else "eager"
     return {
-        "gaussian_mi, moments": f"{cpp}; on a GPU eager",
+        "gaussian_mi, moments": f"{cpp}; on a GPU {triton}, its d x d step {step}",
         "one_hot": f"{cpp}; on a GPU {triton}",
         "one_hot_conv1d": f"{cpp}; on a GPU {triton}",
         "smiles": f"{smiles}; on a GPU {cuda}",
-        "knn_mi": f"{cpp}; on a GPU eager",
+        "knn_mi": f"{cpp}; on a GPU {triton}",
     }

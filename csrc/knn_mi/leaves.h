@@ -87,7 +87,6 @@ class Leaves {
             points[row * columns + c];
   }
 
-  int64_t count() const { return (n_ + kLeaf - 1) / kLeaf; }
   int64_t groups() const { return (n_ + kGroup - 1) / kGroup; }
   int64_t columns() const { return columns_; }
   const S* point(int64_t row) const { return points_ + row * columns_; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from typing import Literal, NamedTuple, get_args
 
@@ -17,6 +18,8 @@ from stib_fast.ops.knn_mi import neighbour_counts, neighbour_radii
 NanPolicy = Literal["raise", "omit"]
 Table = NDArray[np.float64]
 BAR_AFTER_SECONDS = 5
+# Values that equal another one by chance stay below it: float32 normal ones up to some 3,000,000.
+TIED_SHARE = 0.05
 
 
 class KnnEstimate(NamedTuple):
@@ -64,10 +67,10 @@ def knn_mi(
         Algorithm of the paper: 2 has less bias and more spread where k is large for n.
     jitter : float
         Standard deviation of the Gaussian noise that breaks ties, relative to each column's
-        standard deviation (relative to 1 for a constant column, which thereby carries no
-        information). It is drawn and added in float64, to centred columns. With 0 the rows are
-        taken as they are, and a row with at least k exact copies has n_x = n_y = 0 in algorithm 1,
-        so that many copies give a large, meaningless estimate.
+        standard deviation (for a constant column, which thereby carries no information, to the
+        least of the others on both sides). It is drawn and added in float64, to centred columns.
+        With 0 the rows are taken as they are, and a row with at least k exact copies has
+        n_x = n_y = 0 in algorithm 1, so that many copies give a large, meaningless estimate.
     seed : int
         Seed of the jitter; the result is the same for the same seed.
     nan_policy : {"raise", "omit"}
@@ -83,18 +86,19 @@ def knn_mi(
     ValueError
         For NaN or infinite entries, an integer, bool or complex dtype, more than two dimensions,
         no rows or columns, different numbers of rows, k outside its range, a jitter that is
-        negative or not finite, columns whose range overflows, and float32 rows that k others equal
-        in spite of the jitter.
+        negative or not finite, columns whose range overflows, and rows that k others equal in spite
+        of the jitter.
 
     Notes
     -----
-    Distances are float64 if x or y is, and float32 otherwise, also for half precision: the points
-    are rounded after the jitter, which then is mostly rounded away. Ties that float32 leaves are
-    taken as the formulas say, which moves the estimate by less than its spread, but for rows equal
-    on both sides (labels, counts): these are refused. Give ``x.double()`` where there are any.
+    Distances are float64 if x or y is, and float32 otherwise, also for half precision. Points are
+    rounded to float32 after the jitter, which rounds most of it away. Where that leaves ties in a
+    column (rounded or discrete data: more than 1 in 20 values equal another, or k equal one),
+    distances are float64, at about twice the time; with ``jitter=0`` ties are meant, and stay.
 
     Every backend finds the same neighbours and counts, for any number of threads. A bar shows the
-    progress of a long run in a terminal, and Ctrl-C stops it.
+    progress of a long run in a terminal, and Ctrl-C stops it. The compiled kernels are made for
+    k up to 255; beyond, plain PyTorch sorts.
 
     Examples
     --------
@@ -105,10 +109,10 @@ def knn_mi(
     >>> bool((F.knn_mi(x, y) - 0.83).abs() < 0.1)
     True
     """
+    k, variant, seed = _integers(k=k, variant=variant, seed=seed)
     tables, dtype, device = _checked({"x": x, "y": y}, k, jitter, nan_policy)
-    if variant not in (1, 2):
-        raise ValueError(f"variant must be 1 or 2, got {variant!r}")
-    x_points, y_points = _points(tables, jitter, seed, dtype, device)
+    _check_variant(variant)
+    x_points, y_points = _points(tables, k, jitter, seed, dtype, device)
     return _kraskov(x_points, y_points, k, variant, refuse_copies=jitter > 0)
 
 
@@ -160,10 +164,11 @@ def knn_mi_subsampled(
     >>> abs(value) < 4 * error
     True
     """
+    k, variant, seed = _integers(k=k, variant=variant, seed=seed)
+    subsample, repetitions = _integers(subsample=subsample, repetitions=repetitions)
     tables, dtype, device = _checked({"x": x, "y": y}, k, jitter, nan_policy)
+    _check_variant(variant)
     rows = len(tables["x"])
-    if variant not in (1, 2):
-        raise ValueError(f"variant must be 1 or 2, got {variant!r}")
     if not k < subsample <= rows:
         raise ValueError(
             f"subsample must be more than k = {k} and at most the {rows} rows, got {subsample}"
@@ -173,7 +178,7 @@ def knn_mi_subsampled(
             f"repetitions must be from 2 to {rows // subsample}, as many subsamples of {subsample} "
             f"rows as {rows} rows hold, got {repetitions}; take a smaller subsample"
         )
-    x_points, y_points = _points(tables, jitter, seed, dtype, device)
+    x_points, y_points = _points(tables, k, jitter, seed, dtype, device)
     chosen = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(rows)).to(device)
     estimates = torch.stack(
         [
@@ -227,14 +232,15 @@ def knn_entropy(
     >>> bool(F.knn_entropy(x).abs() < 0.1)
     True
     """
+    k, seed = _integers(k=k, seed=seed)
     tables, dtype, device = _checked({"x": x}, k, jitter, nan_policy)
-    (points,) = _points(tables, jitter, seed, dtype, device)
+    (points,) = _points(tables, k, jitter, seed, dtype, device)
     n, d = points.shape
     with _bar("knn_entropy", n) as bar:
         radius, _ = neighbour_radii(points, d, k, 1, bar.update)
     if jitter > 0:
         _refuse_copies(radius)
-    k_and_n = torch.tensor([k, n], dtype=torch.float64).digamma()
+    k_and_n = _digamma(k, n)
     return k_and_n[1] - k_and_n[0] + d * (2 * radius.cpu().double()).log().mean()
 
 
@@ -249,11 +255,15 @@ def _kraskov(x: Tensor, y: Tensor, k: int, variant: int, *, refuse_copies: bool)
             neighbour_counts(side, radius, variant == 2, bar.update).cpu()
             for side, radius in zip((x, y), radii, strict=True)
         )
-    k_and_n = torch.tensor([k, n], dtype=torch.float64).digamma().sum()
+    k_and_n = _digamma(k, n).sum()
     if variant == 2:
         return k_and_n - 1 / k - (_mean_digamma(x_count - 1) + _mean_digamma(y_count - 1))
     # Nothing is nearer than a radius of 0, not even the row itself.
     return k_and_n - (_mean_digamma(x_count.clamp(min=1)) + _mean_digamma(y_count.clamp(min=1)))
+
+
+def _digamma(*counts: int) -> Tensor:
+    return torch.tensor(counts, dtype=torch.float64, device="cpu").digamma()
 
 
 def _mean_digamma(count: Tensor) -> Tensor:
@@ -265,6 +275,19 @@ def _bar(what: str, rows: int) -> tqdm:
 
 
 # ---- input ---------------------------------------------------------------------------------------
+
+
+def _integers(**values: object) -> list[int]:
+    """Refuse what is no integer; NumPy's are."""
+    for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+    return [operator.index(value) for value in values.values()]  # type: ignore[arg-type]
+
+
+def _check_variant(variant: int) -> None:
+    if variant not in (1, 2):
+        raise ValueError(f"variant must be 1 or 2, got {variant!r}")
 
 
 def _checked(
@@ -287,9 +310,9 @@ def _checked(
     }
     tables = _finite_rows(tables, nan_policy)
     rows = len(next(iter(tables.values())))
-    if not isinstance(k, int) or not 1 <= k < rows:
+    if not 1 <= k < rows:
         raise ValueError(f"k must be at least 1 and less than the number of rows {rows}, got {k}")
-    if not 0 <= jitter < math.inf:
+    if not hasattr(jitter, "__float__") or not 0 <= jitter < math.inf:
         raise ValueError(f"jitter must be finite and not negative, got {jitter}")
     wide = any(value.dtype == torch.float64 for value in values.values())
     return tables, torch.float64 if wide else torch.float32, devices[0]
@@ -301,7 +324,9 @@ def _check(name: str, value: Tensor) -> None:
             f"{name} must be a torch tensor, got {type(value).__name__}; convert it with "
             f"torch.as_tensor({name})"
         )
-    if value.layout != torch.strided:
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no values")
+    if value.layout != torch.strided or value.is_nested:
         raise ValueError(f"{name} must be a dense tensor; convert it with {name}.to_dense()")
     if not value.is_floating_point():
         raise ValueError(
@@ -342,20 +367,25 @@ def _named(rows: NDArray[np.bool_]) -> str:
 
 
 def _points(
-    tables: dict[str, Table], jitter: float, seed: int, dtype: torch.dtype, device: torch.device
+    tables: dict[str, Table],
+    k: int,
+    jitter: float,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[Tensor]:
-    """The rows with their jitter, rounded to `dtype`, one tensor for each side."""
+    """The rows with their jitter, one tensor for each side, in `dtype` or, if ties ask, float64."""
     # On the CPU whatever the device: the same seed gives the same points everywhere.
-    rng = np.random.default_rng(seed)
-    return [_rounded(name, table, jitter, rng, dtype).to(device) for name, table in tables.items()]
-
-
-def _rounded(
-    name: str, table: Table, jitter: float, rng: np.random.Generator, dtype: torch.dtype
-) -> Tensor:
     with np.errstate(over="ignore", invalid="ignore"):
-        points = torch.from_numpy(_jittered(table, jitter, rng) if jitter > 0 else table)
-    points = points.to(dtype).contiguous()
+        wide = _jittered(tables, jitter, seed) if jitter > 0 else tables
+    points = {name: _rounded(name, table, dtype) for name, table in wide.items()}
+    if jitter > 0 and dtype == torch.float32 and any(_tied(side, k) for side in points.values()):
+        points = {name: _rounded(name, table, torch.float64) for name, table in wide.items()}
+    return [side.to(device) for side in points.values()]
+
+
+def _rounded(name: str, table: Table, dtype: torch.dtype) -> Tensor:
+    points = torch.from_numpy(table).to(dtype).contiguous()
     if not torch.isfinite(points.amax(dim=0) - points.amin(dim=0)).all():
         raise ValueError(
             f"{name} has a column whose range is too large for {dtype}; scale it down"
@@ -364,13 +394,35 @@ def _rounded(
     return points
 
 
-def _jittered(table: Table, jitter: float, rng: np.random.Generator) -> Table:
-    constant = table.max(axis=0) == table.min(axis=0)
+def _tied(points: Tensor, k: int) -> bool:
+    """Whether many values of a column equal another, or one has k others."""
+    ordered = points.sort(dim=0).values
+    pairs = (ordered[1:] == ordered[:-1]).double().mean(dim=0)
+    return bool((pairs > TIED_SHARE).any() or (ordered[k:] == ordered[:-k]).any())
+
+
+def _jittered(tables: dict[str, Table], jitter: float, seed: int) -> dict[str, Table]:
     # Centred, because next to a large offset the jitter would be rounded away.
-    centred: Table = table - table.mean(axis=0)
-    spread = np.where(constant, 1.0, table.std(axis=0))
-    noise: Table = jitter * spread * rng.standard_normal(table.shape)
-    return centred + noise
+    centred = {name: table - table.mean(axis=0) for name, table in tables.items()}
+    spread = {name: _spread(table, centred[name]) for name, table in tables.items()}
+    positive = [value for side in spread.values() for value in side if value > 0]
+    least = min(positive, default=1.0)
+    rng = np.random.default_rng(seed)
+    return {
+        name: table
+        + jitter
+        * np.where(spread[name] > 0, spread[name], least)
+        * rng.standard_normal(table.shape)
+        for name, table in centred.items()
+    }
+
+
+def _spread(table: Table, centred: Table) -> Table:
+    """Standard deviation of each column, whatever its size; 0 where it is constant."""
+    largest = np.abs(centred).max(axis=0)
+    unit = np.where(largest > 0, largest, 1.0)  # squares would over- or underflow
+    constant = table.max(axis=0) == table.min(axis=0)
+    return np.where(constant, 0.0, unit * (centred / unit).std(axis=0))
 
 
 def _refuse_copies(radius: Tensor) -> None:
@@ -379,5 +431,5 @@ def _refuse_copies(radius: Tensor) -> None:
     if copies.any():
         raise ValueError(
             f"{_named(copies)} have k neighbours at distance 0: {radius.dtype} rounds the jitter "
-            "away. Give float64, a larger jitter, or jitter=0 to take the rows as they are"
+            "away. Give a larger jitter, or jitter=0 to take the rows as they are"
         )

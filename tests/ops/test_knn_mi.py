@@ -194,6 +194,35 @@ def test_symmetric_and_not_clipped(variant: int) -> None:
     assert min(estimates) < 0 < max(estimates)
 
 
+def test_numpy_integers_and_another_default_device() -> None:
+    x, y = normal(50, seed=1), normal(50, seed=2)
+    expected = knn_mi(x, y, 3, variant=2)
+    assert torch.equal(knn_mi(x, y, np.int64(3), variant=np.int32(2)), expected)
+    with torch.device("meta"):
+        found = knn_mi(x, y, 3, variant=2)
+    assert torch.equal(found, expected)
+
+
+def test_many_neighbours_are_sorted_by_plain_pytorch(monkeypatch) -> None:
+    x, y = normal(400, 2, seed=1), normal(400, seed=2)
+    for k in (255, 256, 399):
+        assert abs(float(knn_mi(x, y, k, jitter=0)) - kraskov(x, y, k)) < 1e-9
+    monkeypatch.setattr(ops, "_by_tree", lambda *arguments: pytest.fail("the tree was asked"))
+    knn_mi(x, y, 255)
+
+
+@pytest.mark.parametrize("columns", [2, 11])  # the tree, and plain PyTorch
+def test_without_the_library_calls_are_short(columns: int, monkeypatch) -> None:
+    """Ctrl-C is heard between them."""
+    monkeypatch.setattr(ops, "TREE_ROWS", 100)
+    monkeypatch.setattr(ops, "BLOCK_DISTANCES_CPU", 100 * 950)
+    points, calls = normal(950, columns), []
+    with stib_fast.backend("eager"):
+        ops.neighbour_radii(points, 1, 3, 1, calls.append)
+        ops.neighbour_counts(points, torch.ones(950).double(), True, calls.append)
+    assert calls == 2 * [*[100] * 9, 50]
+
+
 def test_result_and_arguments() -> None:
     x = normal(50, 1, seed=6).requires_grad_()
     y = normal(50, seed=7)
@@ -224,11 +253,56 @@ def test_jitter_breaks_ties_under_a_large_offset_and_at_any_scale() -> None:
     assert abs(plain) < 0.05
     assert float(knn_mi(x + 1e9, y)) == pytest.approx(plain, abs=1e-12)
     assert float(knn_mi(1024 * x, 1024 * y)) == pytest.approx(plain, abs=1e-12)
-    # float32 would round the jitter away, and the estimate would be of ties.
-    with pytest.raises(ValueError, match=r"rows \(first: .*torch.float32 rounds the jitter away"):
-        knn_mi(x.float(), y.float())
+    # Even float64 rounds it away.
+    with pytest.raises(ValueError, match=r"rows \(first: .*torch.float64 rounds the jitter away"):
+        knn_mi(x, y, jitter=1e-18)
     assert abs(float(knn_mi(x.float(), y.float(), jitter=1e-3))) < 0.05
     assert float(knn_mi(x.float(), y.float(), jitter=0)) == float(knn_mi(x, y, jitter=0))
+
+
+@VARIANTS
+@pytest.mark.parametrize("decimals", [0, 1, 2, 3])
+def test_ties_of_rounded_float32_are_broken(decimals: int, variant: int) -> None:
+    """float32 would round the jitter away, and the estimate would be of ties."""
+    x = normal(3000, seed=1).round(decimals=decimals)
+    y = (x + normal(3000, seed=2)).round(decimals=decimals)
+    found = knn_mi(x.float(), y.float(), variant=variant)
+    assert torch.equal(found, knn_mi(x.float().double(), y.float().double(), variant=variant))
+
+
+def test_float32_is_kept_where_values_differ_and_ties_are_meant() -> None:
+    dtypes = []
+
+    def note(points, *arguments):
+        dtypes.append(points.dtype)
+        return ops.neighbour_radii(points, *arguments)
+
+    x, y = normal(3000, seed=1, dtype=torch.float32), normal(3000, seed=2, dtype=torch.float32)
+    few = x.clone()
+    few[:21] = few[0]  # k = 20 equal a value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stib_fast.functional.knn.neighbour_radii", note)
+        knn_mi(x, y)
+        knn_mi(x.round(), y.round(), jitter=0)
+        knn_mi(few, y)
+        knn_mi(few, y, 21)
+        knn_entropy(x.round())
+    narrow, wide = torch.float32, torch.float64
+    assert dtypes == [narrow, narrow, wide, narrow, wide]
+
+
+def test_copies_on_one_side_alone_are_not_refused() -> None:
+    x, y = normal(200, seed=1).sign(), normal(200, seed=2)
+    assert torch.isfinite(knn_mi(x, y, 3, variant=2, jitter=1e-18))
+
+
+def test_two_clusters_far_apart_in_float32() -> None:
+    """Centring moves both away from 0, where float32 held one of them to more digits."""
+    x, noise = normal(2000, seed=1), normal(2000, seed=2)
+    y = x + noise
+    x[1000:] += 1e6
+    found = knn_mi(x.float(), y.float())
+    assert torch.equal(found, knn_mi(x.float().double(), y.float().double()))
 
 
 def test_large_offset_in_float32_keeps_what_the_input_holds() -> None:
@@ -243,6 +317,11 @@ def test_constant_columns_carry_no_information() -> None:
     constant = torch.full((200, 1), 0.1)
     # Every row is a neighbour in x, so the two digammas of each side cancel.
     assert abs(float(knn_mi(constant, y))) < 1e-9
+    # Nor do they beside columns of any size: their jitter is relative to those.
+    for scale in (1.0, 1e-12, 1e-200, 1e200):
+        with_constant = torch.cat([scale * y[:, :1], constant], dim=1)
+        alone = knn_mi(scale * y[:, :1], scale * y[:, 1:])
+        assert abs(float(knn_mi(with_constant, scale * y[:, 1:]) - alone)) < 1e-9
     # Two constants: independent jitter on both; standard deviation at n = 200: 0.013.
     assert abs(float(knn_mi(constant, constant))) < 0.065
 
@@ -291,9 +370,17 @@ def test_non_finite_rows_are_named_or_omitted(bad: float) -> None:
         (torch.zeros(5), torch.zeros(5, dtype=torch.bool), {"k": 1}, "y must have .*bool"),
         (torch.zeros(5, dtype=torch.complex64), torch.zeros(5), {"k": 1}, "x must have"),
         (torch.zeros(5).to_sparse(), torch.zeros(5), {"k": 1}, "x must be a dense"),
-        (torch.zeros(5), torch.zeros(5, device="meta"), {"k": 1}, "x is on cpu but y is on meta"),
+        (
+            torch.zeros(5),
+            torch.zeros(5, device="meta"),
+            {"k": 1},
+            "y is on the meta device and holds no",
+        ),
         (torch.zeros(5), torch.zeros(5), {"k": 1, "jitter": -1.0}, "jitter must be"),
         (torch.zeros(5), torch.zeros(5), {"k": 1, "jitter": math.nan}, "jitter must be"),
+        (torch.zeros(5), torch.zeros(5), {"k": 1, "jitter": None}, "jitter must be"),
+        (torch.zeros(5), torch.zeros(5), {"k": 1, "seed": 1.5}, "seed must be an integer"),
+        (torch.zeros(5), torch.zeros(5), {"k": 1, "variant": 1.0}, "variant must be an integer"),
         (torch.zeros(5), torch.zeros(5), {"k": 1, "variant": 3}, "variant must be 1 or 2, got 3"),
         (torch.zeros(5), torch.zeros(5), {"k": 1, "nan_policy": "drop"}, "nan_policy must be"),
     ],
@@ -339,7 +426,7 @@ def test_entropy_of_copies() -> None:
     assert knn_entropy(x, 3, jitter=0) == -math.inf
     assert -25 < float(knn_entropy(x, 3)) < -20  # of the jitter: log(1e-10) = -23
     with pytest.raises(ValueError, match="rounds the jitter away"):
-        knn_entropy(torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(5), 3)
+        knn_entropy(torch.tensor([0.0, 0.0, 1.0, 1.0]).double().repeat(5), 3, jitter=1e-18)
 
 
 def test_subsamples_are_disjoint_and_their_error_is_that_of_the_mean() -> None:
@@ -350,6 +437,13 @@ def test_subsamples_are_disjoint_and_their_error_is_that_of_the_mean() -> None:
     assert found != knn_mi_subsampled(x, y, 5, subsample=300, seed=4)
     # Exact: log(2) / 2. The bias at 300 rows is below 0.01.
     assert abs(found.value - math.log(2) / 2) < 4 * found.standard_error + 0.01
+    parts = torch.from_numpy(np.random.default_rng([3, 1]).permutation(3000)).split(300)
+    for variant in (1, 2):
+        found = knn_mi_subsampled(x, y, 5, subsample=300, seed=3, variant=variant, jitter=0)
+        each = [knn_mi(x[part], y[part], 5, variant=variant, jitter=0) for part in parts]
+        assert found.value == pytest.approx(float(torch.stack(each).mean()), rel=1e-12)
+        error = float(torch.stack(each).std()) / math.sqrt(10)
+        assert found.standard_error == pytest.approx(error, rel=1e-12)
     means = torch.tensor(
         [
             knn_mi_subsampled(normal(3000, seed=s), normal(3000, seed=s + 50), 5, subsample=300)
@@ -369,6 +463,8 @@ def test_subsamples_are_disjoint_and_their_error_is_that_of_the_mean() -> None:
         ({"subsample": 10, "repetitions": 1}, "repetitions must be"),
         ({"subsample": 10, "repetitions": 2, "variant": 0}, "variant must be"),
         ({"subsample": 10, "repetitions": 2, "k": 30}, "k must be"),
+        ({"subsample": 10.0, "repetitions": 2}, "subsample must be an integer, got 10.0"),
+        ({"subsample": 10, "repetitions": 2.5}, "repetitions must be an integer"),
     ],
 )
 def test_bad_subsamples_are_named(options: dict, message: str) -> None:
