@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+OPS ?= gaussian_mi training_step smiles one_hot one_hot_conv1d token_cache knn_mi estimators
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: help demo test lint bench sanitize aot cuda-build gpu-check wheel clean
@@ -14,12 +15,12 @@ help:
 	@echo "make demo      train STIB on the artificial data; the paper's table beside ours"
 	@echo "make test      run every test"
 	@echo "make lint      formatting, style and types"
-	@echo "make bench     run the benchmarks and keep their results"
+	@echo "make bench     run the benchmarks (OPS=gaussian_mi: one of them) and keep their results"
 	@echo "make sanitize  run the C++ under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build the wheel from the sdist and import it in a clean environment"
 	@echo "make aot       compile every Triton kernel for GPUs that need not be there"
 	@echo "make cuda-build  build the GPU library, and load both in the CUDA build of torch"
-	@echo "make gpu-check  on a machine with a GPU: build, run every GPU test and benchmark"
+	@echo "make gpu-check  on a machine with a GPU: build, run every GPU test, sanitizer and benchmark"
 
 $(READY): $(BUILD_INPUTS)
 	@echo "Setting up $(VENV) (a few minutes the first time) …"
@@ -43,12 +44,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.gaussian_mi $(ARGS)
-	@$(BIN)/python -m benchmarks.training_step $(ARGS)
-	@$(BIN)/python -m benchmarks.smiles $(ARGS)
-	@$(BIN)/python -m benchmarks.one_hot $(ARGS)
-	@$(BIN)/python -m benchmarks.one_hot_conv1d $(ARGS)
-	@$(BIN)/python -m benchmarks.token_cache $(ARGS)
+	@for op in $(OPS); do $(BIN)/python -m benchmarks $$op $(ARGS) || exit; done
 
 sanitize: $(READY)
 	@PYTHON="$(CURDIR)/$(BIN)/python" tools/sanitize.sh
@@ -64,7 +60,7 @@ cuda-build: $(READY)
 
 # With the machine's own Python: it has the torch that fits its GPU.
 gpu-check:
-	@PYTHON="$(PYTHON)" tools/gpu_check.sh
+	@PYTHON="$(PYTHON)" tools/gpu_check.sh $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)

@@ -1,41 +1,32 @@
 """The estimators of mutual information on distributions whose value is known.
 
-    python -m benchmarks.estimators [--quick] [--threads 1] [--out DIR]
-
 Every estimator gets the same float64 samples of each distribution of `benchmarks.distributions`,
-one for each seed. Nats. Bias is the mean of the estimates less the truth, spread their standard
-deviation over the seeds (the standard error of the bias is spread / sqrt(seeds)), ms the median of
-a call.
+one for each seed; shapes are numbers of rows. Nats. Bias is the mean of the estimates less the
+truth, spread their standard deviation over the seeds (the standard error of the bias is spread /
+sqrt(seeds)), ms the median of a call.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from matplotlib.figure import Figure
 from torch import Tensor
-
-if not __package__:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import harness
 from benchmarks.distributions import DISTRIBUTIONS, Distribution
+from benchmarks.harness import Row
 from stib_fast import functional as F
 
-ROWS = (1_000, 10_000)
-SEEDS = 10
-BACKEND = "cpp"
-CLIP = 0.3  # nats of bias at which the figure's colours end
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-Row = harness.Row
+SEEDS = 10
+CLIP = 0.3  # nats of bias at which the figure's colours end
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,14 @@ ESTIMATORS = (
 # ---- measurement ---------------------------------------------------------------------------------
 
 
-def measure(
+def measure(rows: int, names: Sequence[str], setting: harness.Setting) -> Iterator[Row]:
+    """Estimate on samples of every distribution."""
+    chosen = [estimator for estimator in ESTIMATORS if estimator.name in names]
+    for distribution in DISTRIBUTIONS:
+        yield from estimates(distribution, chosen, rows, 2 if setting.quick else SEEDS)
+
+
+def estimates(
     distribution: Distribution, estimators: Sequence[Estimator], rows: int, seeds: int
 ) -> Iterator[Row]:
     """Estimate on the same samples with each estimator."""
@@ -76,9 +74,8 @@ def measure(
         yield {
             "distribution": distribution.name,
             "rows": rows,
-            "estimator": estimator.name,
+            "provider": estimator.name,
             "dtype": "float64",
-            "threads": torch.get_num_threads(),
             "seeds": seeds,
             "model_holds": estimator.model in distribution.model_holds if estimator.model else None,
             "truth": distribution.mi,
@@ -91,34 +88,22 @@ def measure(
 
 # ---- report --------------------------------------------------------------------------------------
 
-TABLE: dict[str, Callable[[Any], str]] = {
-    "distribution": str,
-    "rows": "{:,}".format,
-    "estimator": str,
-    "truth": "{:.4f}".format,
-    "estimate": "{:.4f}".format,
-    "bias": "{:+.4f}".format,
-    "spread": "{:.4f}".format,
-    "ms": "{:.3g}".format,
-}
-
 
 def median_ms(rows: Mapping[tuple[str, str], Row], estimator: str) -> float:
     return statistics.median(row["ms"] for (_, name), row in rows.items() if name == estimator)
 
 
-def figure_of(rows: Sequence[Row]) -> Figure:
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
     """Write the estimates in a panel for each number of rows, coloured by their bias."""
+    rows = [row for row in rows if row["threads"] == rows[0]["threads"]]
     counts = list(dict.fromkeys(row["rows"] for row in rows))
     names = list(dict.fromkeys(row["distribution"] for row in rows))
-    estimators = list(dict.fromkeys(row["estimator"] for row in rows))
-    size = (3.4 + 0.85 * len(estimators) * len(counts), 1.6 + 0.34 * len(names))
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    estimators = list(dict.fromkeys(row["provider"] for row in rows))
+    width = max(9.0, 3.4 + 0.85 * len(estimators) * len(counts))
+    figure.set_size_inches(width, 1.6 + 0.34 * len(names))
     panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
     for axes, count in zip(panels, counts, strict=True):
-        here = {
-            (row["distribution"], row["estimator"]): row for row in rows if row["rows"] == count
-        }
+        here = {(row["distribution"], row["provider"]): row for row in rows if row["rows"] == count}
         image = axes.imshow(
             [[here[name, estimator]["bias"] for estimator in estimators] for name in names],
             cmap="RdBu_r",
@@ -155,27 +140,30 @@ def figure_of(rows: Sequence[Row]) -> Figure:
         "(bold: the model holds); below, the median time of a call",
         fontsize=10,
     )
-    return figure
 
 
-def main() -> None:
-    parser = harness.arguments("Estimate mutual information that is known.")
-    parser.set_defaults(threads=[1])
-    options = parser.parse_args()
-    seeds = 2 if options.quick else SEEDS
-    rows: list[Row] = []
-    with harness.exactly_backend(BACKEND):
-        for thread_count in options.threads:
-            with harness.threads(thread_count):
-                for distribution in DISTRIBUTIONS:
-                    for count in ROWS[: 1 if options.quick else 2]:
-                        new = list(measure(distribution, ESTIMATORS, count, seeds))
-                        print(f"\n{harness.markdown(new, TABLE)}", flush=True)
-                        rows += new
-    drawn = [row for row in rows if row["threads"] == options.threads[0]]
-    record = harness.environment() | {"seeds": seeds}
-    harness.write(options.out, "estimators", rows, record, figure_of(drawn))
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = harness.Benchmark(
+    on={
+        "cpu": harness.On(
+            backend="cpp",
+            tests=("tests/benchmarks/test_estimators.py",),
+            providers=[estimator.name for estimator in ESTIMATORS],
+            shapes={"all": ("1000", "10000")},
+            quick=("1000",),
+        )
+    },
+    parse=harness.parse_rows,
+    measure=measure,
+    table={
+        "distribution": str,
+        "rows": "{:,}".format,
+        "provider": str,
+        "truth": "{:.4f}".format,
+        "estimate": "{:.4f}".format,
+        "bias": "{:+.4f}".format,
+        "spread": "{:.4f}".format,
+        "ms": "{:.3g}".format,
+    },
+    draw=draw,
+    conclude=lambda rows: (),
+)

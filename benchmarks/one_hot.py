@@ -1,43 +1,30 @@
 """`one_hot` against `fill_` on the same buffer, and against what a user would write.
 
-    python -m benchmarks.one_hot [--quick] [--threads 1 2] [--out DIR]
-
-Every output holds 126 MB, beyond any cache: [B, 120, 64] or [B, 64, 120], ids uint8. Providers
-named "into" write into a buffer that is there, as `fill_` does; the others make a new tensor each
-time and pay for its pages, which the system clears first. The limit of the former is `fill_`, that
-of the latter `new tensor, fill_`.
+Every output is far beyond any cache: [B, 120, 64] or [B, 64, 120], ids uint8, 126 MB on a CPU and
+1 GB on a GPU. Shapes are dtype and layout. Providers named "into" write into a buffer that is
+there, as `fill_` does; the others make a new tensor each time and, on a CPU, pay for its pages,
+which the system clears first. The limit of the former is `fill_`, that of the latter `new tensor,
+fill_`.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-if not __package__:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import harness
+from benchmarks import harness, report
+from benchmarks.harness import Row
 from stib_fast import functional as F
 
-# torch.compile warns of its own deprecated calls.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-
 LENGTH, CLASSES = 120, 64
-OUTPUT_BYTES = 4096 * LENGTH * CLASSES * 4
-DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
-BACKEND = "cpp"  # of ours: where it is not usable there is nothing to measure
+DTYPES = ("float32", "bfloat16", "uint8")
+OUTPUT_BYTES = {"cpu": 4096 * LENGTH * CLASSES * 4, "cuda": 32768 * LENGTH * CLASSES * 4}
 
-Row = harness.Row
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -47,32 +34,33 @@ class Case:
 
     dtype: torch.dtype
     layout: F.OneHotLayout
-    quick: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Read DTYPE-LAYOUT."""
+        for dtype in DTYPES:
+            for layout in get_args(F.OneHotLayout):
+                if text == f"{dtype}-{layout}":
+                    return cls(getattr(torch, dtype), layout)
+        raise ValueError(f"a shape is written DTYPE-LAYOUT, as in uint8-BLV; got {text!r}")
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} {self.layout}"
-
-    @property
-    def rows(self) -> int:
-        """B."""
-        return OUTPUT_BYTES // (LENGTH * CLASSES * self.dtype.itemsize) // (16 if self.quick else 1)
-
-    @property
-    def bytes(self) -> int:
-        """Of the output."""
-        return self.rows * LENGTH * CLASSES * self.dtype.itemsize
+        return f"{self.dtype}-{self.layout}".removeprefix("torch.")
 
     @property
     def dim(self) -> int:
         """Of the classes."""
         return 2 if self.layout == "BLV" else 1
 
-    def inputs(self) -> list[tuple[Tensor, Tensor]]:
+    def inputs(self, device: torch.device, part: int = 1) -> list[tuple[Tensor, Tensor]]:
         """Ids, twice, and the one buffer that they are written into."""
-        torch.manual_seed(0)
+        rows = OUTPUT_BYTES[device.type] // (LENGTH * CLASSES * self.dtype.itemsize * part)
+        generator = torch.Generator(device).manual_seed(0)
         sizes = (LENGTH, CLASSES) if self.layout == "BLV" else (CLASSES, LENGTH)
-        out = torch.zeros(self.rows, *sizes, dtype=self.dtype)
-        ids = torch.randint(CLASSES, (2, self.rows, LENGTH), dtype=torch.uint8)
+        out = torch.zeros(rows, *sizes, dtype=self.dtype, device=device)
+        ids = torch.randint(
+            CLASSES, (2, rows, LENGTH), dtype=torch.uint8, device=device, generator=generator
+        )
         return [(each, out) for each in ids]
 
 
@@ -88,7 +76,7 @@ def ours_new(case: Case, ids: Tensor, out: Tensor) -> Tensor:
 
 
 def eager_into(case: Case, ids: Tensor, out: Tensor) -> Tensor:
-    with harness.exactly_backend("eager"):
+    with harness.exactly_backend("eager", ids.device):
         return ours_into(case, ids, out)
 
 
@@ -110,14 +98,14 @@ def scatter_into(case: Case, ids: Tensor, out: Tensor) -> Tensor:
 
 
 def compare_new(case: Case, ids: Tensor, out: Tensor) -> Tensor:
-    classes = torch.arange(CLASSES, dtype=torch.uint8)
+    classes = torch.arange(CLASSES, dtype=torch.uint8, device=ids.device)
     if case.layout == "BLV":
         return (ids[..., None] == classes).to(case.dtype)
     return (ids[:, None] == classes[:, None]).to(case.dtype)
 
 
 def rows_of_identity(case: Case, ids: Tensor, out: Tensor) -> Tensor:
-    eye = torch.eye(CLASSES, dtype=case.dtype)
+    eye = torch.eye(CLASSES, dtype=case.dtype, device=ids.device)
     return torch.index_select(eye, 0, ids.flatten().int(), out=out.view(-1, CLASSES)).view_as(out)
 
 
@@ -133,7 +121,6 @@ PROVIDERS = {
     "ids == arange .to": compare_new,
     "ids == arange .to compiled": compare_new,
 }
-BASELINES = [name for name in PROVIDERS if not name.startswith("ours")]
 OURS = {"into": "ours into", "new": "ours"}
 
 
@@ -147,157 +134,91 @@ def step_of(provider: str, case: Case) -> Step:
     return torch.compile(step, fullgraph=True) if provider.endswith("compiled") else step
 
 
-def providers_of(case: Case) -> list[str]:
-    """All but one that cannot put the classes first."""
-    return [name for name in PROVIDERS if case.layout == "BLV" or "identity" not in name]
-
-
 # ---- measurement ---------------------------------------------------------------------------------
 
 
-def memory_step(provider: str, case: Case, index: int) -> Callable[[], object]:
+def memory_step(case: Case, device: torch.device, name: str) -> Callable[[], object]:
     """Make a call whose memory is measured, in the process that measures it."""
-    inputs, step = case.inputs()[0], step_of(provider, case)
-
-    def call() -> None:
-        with harness.exactly_backend(BACKEND):
-            step(*inputs)
-
-    return call
+    return partial(step_of(name, case), *case.inputs(device)[0])
 
 
-def measure(case: Case, memory: dict[str, float], repetitions: int) -> Iterator[Row]:
+def measure(case: Case, names: Sequence[str], setting: harness.Setting) -> Iterator[Row]:
     """Check every provider, time all of them in turns, and derive the columns."""
     torch._dynamo.reset()
-    sets = case.inputs()
-    steps = {name: step_of(name, case) for name in (*LIMITS, *providers_of(case))}
+    sets = case.inputs(setting.device, part=16 if setting.quick else 1)
+    # `index_select` cannot put the classes first.
+    names = [name for name in names if case.layout == "BLV" or "identity" not in name]
+    steps = {name: step_of(name, case) for name in (*LIMITS, *names)}
     expected = torch_one_hot(case, *sets[0])
-    for name, step in steps.items():
-        if name not in LIMITS and not torch.equal(step(*sets[0]), expected):
+    for name in names:
+        if not torch.equal(steps[name](*sets[0]), expected):
             raise harness.Disagreement(f"{name} is not the one-hot encoding; no times are reported")
+    size = expected.nbytes
     del expected
-    timings = harness.interleaved(steps, sets, repetitions)
+    once = {name: partial(steps[name], *sets[0]) for name in names if case in WITH_MEMORY}
+    peaks = harness.peak_memory(once, partial(memory_step, case, setting.device), setting)
+    timings = harness.interleaved(steps, sets, 3 if setting.quick else 11, setting.device)
     limits = {kind(name): timings[name].median for name in LIMITS}
+    scatter = timings.get("zero_ + scatter_ into")
     for name, timing in timings.items():
         yield {
-            "case": str(case),
-            "threads": torch.get_num_threads(),
             "provider": name,
-            "ms": timing.median * 1e3,
-            "ms_20": timing.low * 1e3,
-            "ms_80": timing.high * 1e3,
-            "gb_per_second": case.bytes / timing.median / 1e9,
+            **timing.columns(),
+            "gb_per_second": size / timing.median / 1e9,
             "share_of_fill": limits[kind(name)] / timing.median,
-            "over_scatter": timings["zero_ + scatter_ into"].median / timing.median,
-            "peak_extra_mb": memory.get(name),
+            "over_scatter": scatter.median / timing.median if scatter else None,
+            "peak_extra_mb": peaks.get(name),
         }
 
 
-# ---- report --------------------------------------------------------------------------------------
-
-TABLE: dict[str, Callable[[Any], str]] = {
-    "provider": str,
-    "ms": "{:.3g}".format,
-    "ms_20": "{:.3g}".format,
-    "ms_80": "{:.3g}".format,
-    "gb_per_second": "{:.1f}".format,
-    "share_of_fill": "{:.0%}".format,
-    "over_scatter": "{:.1f}x".format,
-    "peak_extra_mb": "{:.0f}".format,
-}
-
-
-def threads_text(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
-def case_text(row: Row) -> str:
-    return f"{row['case']}, {threads_text(row['threads'])}"
-
-
-def lost(rows: Sequence[Row]) -> list[str]:
+def conclude(rows: Sequence[Row]) -> list[str]:
     """Cases lost to a baseline that makes a tensor of the same kind."""
     return [
         line
         for which, ours in OURS.items()
-        for line in harness.losses(
-            rows, ours, [name for name in BASELINES if kind(name) == which], case_text
+        for line in report.losses(
+            rows,
+            ours,
+            [name for name in PROVIDERS if kind(name) == which and not name.startswith("ours")],
         )
     ]
 
 
-def figure_of(rows: Sequence[Row]) -> Figure:
-    """Draw gigabytes per second of each provider in a panel for each case, fill_ as lines."""
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    columns, lines = min(2, len(cases)), math.ceil(len(cases) / 2)
-    figure = Figure(figsize=(6.5 * columns, 3.4 * lines), dpi=120, layout="constrained")
-    for index, name in enumerate(cases):
-        axes = figure.add_subplot(lines, columns, index + 1)
-        here = [row for row in rows if row["case"] == name]
-        labels = [p for p in dict.fromkeys(row["provider"] for row in here) if p not in LIMITS]
-        counts = list(dict.fromkeys(row["threads"] for row in here))
-        for k, count in enumerate(counts):
-            rates = {
-                row["provider"]: row["gb_per_second"] for row in here if row["threads"] == count
-            }
-            places = [i + 0.4 * (k - (len(counts) - 1) / 2) for i in range(len(labels))]
-            axes.barh(
-                places,
-                [rates[label] for label in labels],
-                height=0.36,
-                color=f"C{k}",
-                label=threads_text(count),
-            )
-            for limit, style in zip(LIMITS, ("--", ":"), strict=True):
-                axes.axvline(
-                    rates[limit],
-                    color=f"C{k}",
-                    linestyle=style,
-                    label=f"{limit}, {threads_text(count)}",
-                )
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlabel("GB/s written")
-        axes.set_title(name, fontsize=10)
-        axes.grid(axis="x", alpha=0.3)
-    handles, texts = axes.get_legend_handles_labels()
-    figure.legend(handles, texts, fontsize=8, loc="outside upper center", ncols=len(texts))
-    return figure
-
-
-def main() -> None:
-    options = harness.arguments("Time one_hot against fill_ and PyTorch baselines.").parse_args()
-    repetitions = 3 if options.quick else 11
-    cases = [
-        Case(dtype, layout, options.quick)
-        for dtype in (DTYPES[:1] if options.quick else DTYPES)
-        for layout in ("BLV", "BVL")
-    ]
-    rows: list[Row] = []
-    machines: dict[int, harness.Machine] = {}
-    with harness.exactly_backend(BACKEND):
-        for thread_count in options.threads:
-            memory = {
-                (name, case): harness.peak_memory(partial(memory_step, name, case), 1, thread_count)
-                for case in cases[: 0 if options.quick else 2]
-                for name in providers_of(case)
-            }
-            with harness.threads(thread_count):
-                machines[thread_count] = machine = harness.measure_machine()
-                print(f"\n{threads_text(thread_count)}: {machine.text()}", flush=True)
-                for case in cases:
-                    peaks = {n: value[0] / 1e6 for (n, c), value in memory.items() if c == case}
-                    new = list(measure(case, peaks, repetitions))
-                    rows += new
-                    print(f"\n{case}, {threads_text(thread_count)}: {case.bytes / 1e6:.0f} MB\n")
-                    print(harness.markdown(new, TABLE), flush=True)
-
-    print("\nFaster than ours:", *(lost(rows) or ["none"]), sep="\n- ")
-    environment = harness.environment() | {
-        "machine": {count: machine.record() for count, machine in machines.items()}
-    }
-    harness.write(options.out, "one_hot", rows, environment, figure_of(rows))
-
-
-if __name__ == "__main__":
-    main()
+SHAPES = {
+    dtype: tuple(f"{dtype}-{layout}" for layout in get_args(F.OneHotLayout)) for dtype in DTYPES
+}
+WITH_MEMORY = {Case.parse(text) for text in SHAPES["float32"]}
+BENCHMARK = harness.Benchmark(
+    on={
+        device: harness.On(
+            backend=backend,
+            tests=(tests,),
+            providers=tuple(PROVIDERS),
+            shapes=SHAPES,
+            quick=SHAPES["float32"],
+            kernels=("one_hot",),
+        )
+        for device, backend, tests in (
+            ("cpu", "cpp", "tests/ops/test_one_hot.py"),
+            ("cuda", "triton", "tests/kernels/on_device/one_hot.py"),
+        )
+    },
+    parse=Case.parse,
+    measure=measure,
+    table={
+        "provider": str,
+        **report.TIMES,
+        "gb_per_second": "{:.1f}".format,
+        "share_of_fill": "{:.0%}".format,
+        "over_scatter": "{:.1f}x".format,
+        "peak_extra_mb": "{:.0f}".format,
+    },
+    draw=partial(
+        report.draw_against_shape,
+        ratio="over_scatter",
+        ratio_label="times as fast as zero_ + scatter_",
+        share="share_of_fill",
+        share_label="share of the rate of fill_",
+    ),
+    conclude=conclude,
+)

@@ -1,56 +1,39 @@
 """`one_hot_conv1d` against the convolutions that a user would write, on the ids of ZINC.
 
-    STIB_FAST_DATA=DIR python -m benchmarks.one_hot_conv1d [--quick] [--threads 1 2] [--out DIR]
+Strings of 120 positions at atom level, K = 9 taps, padding 4, float32; shapes are strings x
+filters. The ids are those of --strings, or ZINC's where STIB_FAST_DATA points to the molecule
+files, else of strings made up of ZINC's tokens; the rows say which. Forward records what the
+backward needs; backward takes a random gradient through a kept graph; both is what training does.
 
-Strings of 120 positions at atom level, K = 9 taps, padding 4, float32. The ids are ZINC's where
-STIB_FAST_DATA points to the molecule files, else drawn with the frequencies of ZINC's tokens and as
-long as its strings; the report says which. Forward runs without autograd; backward takes a random
-gradient through a kept graph; forward + backward is what training does.
+Baselines, eager and compiled: *one_hot + conv1d* (on a GPU also in TF32, as PyTorch comes);
+*embedding sum*, one gather for each tap; and *EmbeddingBag*, all taps in one gather, eager.
 
-Baselines, eager and compiled: *one_hot + conv1d*; *embedding sum*, one gather for each tap; and
-*EmbeddingBag*, all taps in one gather, eager.
-
-The floor is the output written, or its gradient read, at the bandwidth of a copy. The roofline is
-the longer of the floor and of one addition for each output and tap, at the multiply-adds per second
+The floor is the output written, or its gradient read, at the bandwidth of a copy. The limit is the
+longer of the floor and of one addition for each output and tap, at the multiply-adds per second
 of a matrix product: the windows of ZINC's padding are alike, and ours adds them up once.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch._functorch.config
 import torch.nn.functional as nnf
-from matplotlib.figure import Figure
 from torch import Tensor
 
-if not __package__:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import harness
+from benchmarks import harness, molecules, report
+from benchmarks.harness import Row
 from stib_fast import functional as F
 from stib_fast.chem import SmilesTokenizer, Vocabulary
-from stib_fast.chem.files import read_batches
-
-# torch.compile warns of its own deprecated calls.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-# The backward is timed through a graph that is kept, which this optimisation does not allow.
-torch._functorch.config.donated_buffer = False
 
 LENGTH, TAPS, PADDING = 120, 9, 4
-MODES = ("forward", "backward", "forward + backward")
-BACKEND = "cpp"  # of ours: where it is not usable there is nothing to measure
 MOST_SETS = 4  # each keeps a graph for each provider
 
-Row = harness.Row
 Value = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -60,8 +43,15 @@ class Shape(NamedTuple):
     batch: int
     filters: int
 
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Read BxF."""
+        if not re.fullmatch(r"\d+x\d+", text):
+            raise ValueError(f"a shape is written BxF, as in 8192x9; got {text!r}")
+        return cls(*map(int, text.split("x")))
+
     def __str__(self) -> str:
-        return f"B = {self.batch}, F = {self.filters}"
+        return f"{self.batch}x{self.filters}"
 
     @property
     def bytes(self) -> int:
@@ -74,66 +64,36 @@ class Shape(NamedTuple):
         return self.batch * self.filters * LENGTH * TAPS
 
 
-SHAPES = (Shape(1024, 9), Shape(8192, 9), Shape(1024, 128))
-
-
-# ---- ids -----------------------------------------------------------------------------------------
-
-
-def source() -> str:
-    """Say where the ids come from."""
-    return "ZINC250k" if "STIB_FAST_DATA" in os.environ else "synthetic, ZINC's token statistics"
+# ---- inputs --------------------------------------------------------------------------------------
 
 
 @cache
-def all_ids() -> Tensor:
-    """Ids [N, 120] of as many strings as any shape needs."""
-    needed = MOST_SETS * max(shape.batch for shape in SHAPES)
-    vocabulary = Vocabulary.preset("zinc250k")
-    if "STIB_FAST_DATA" not in os.environ:
-        return drawn_ids(vocabulary, needed)
-    strings: list[str] = []
-    for batch in read_batches(Path(os.environ["STIB_FAST_DATA"]) / "zinc250k.csv.gz", ["smiles"]):
-        strings += batch.column(0).to_pylist()
-        if len(strings) >= needed:
-            break
-    return SmilesTokenizer(vocabulary, LENGTH).encode(strings[:needed]).ids
+def ids_of(path: Path | None, count: int) -> tuple[str, Tensor]:
+    """Where strings are from, and the ids [count, 120] of the first, again from the start at need.
+
+    Those of other tokens or longer than 120 are left out.
+    """
+    found = molecules.load(path, count)
+    tokenizer = SmilesTokenizer(
+        Vocabulary.preset("zinc250k"), LENGTH, on_unknown="drop", on_overflow="drop"
+    )
+    ids = tokenizer.encode(found.strings).ids
+    return found.source, ids.repeat(-(-count // len(ids)), 1)[:count]
 
 
-def drawn_ids(vocabulary: Vocabulary, count: int) -> Tensor:
-    """Tokens by their counts in ZINC; lengths of mean 39 and deviation 8, as ZINC's with eos."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.tensor(vocabulary.counts, dtype=torch.float32)
-    drawn = torch.multinomial(weights, count * LENGTH, True, generator=generator)
-    lengths = torch.empty(count, 1).normal_(39, 8, generator=generator).clamp_(9, 73)
-    ids = drawn.view(count, LENGTH).masked_fill(torch.arange(LENGTH) >= lengths, 0)
-    return ids.to(torch.uint8)
-
-
-class Inputs(NamedTuple):
-    """One set of arguments."""
-
-    ids: Tensor
-    weight: Tensor
-    bias: Tensor
-    grad: Tensor
-
-
-def input_sets(shape: Shape, count: int) -> list[Inputs]:
+def input_sets(ids: Tensor, filters: int, count: int) -> list[tuple[Tensor, ...]]:
+    """Ids, weight, bias and the gradient that comes in."""
     classes = len(Vocabulary.preset("zinc250k"))
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator)
-
+    generator = torch.Generator(ids.device).manual_seed(1)
+    normal = partial(torch.randn, generator=generator, device=ids.device)
     return [
-        Inputs(
-            ids,
-            normal(shape.filters, classes, TAPS).requires_grad_(),
-            normal(shape.filters).requires_grad_(),
-            normal(shape.batch, shape.filters, LENGTH),
+        (
+            part,
+            normal(filters, classes, TAPS).requires_grad_(),
+            normal(filters).requires_grad_(),
+            normal(len(part), filters, LENGTH),
         )
-        for ids in all_ids()[: count * shape.batch].split(shape.batch)
+        for part in ids.chunk(count)
     ]
 
 
@@ -145,13 +105,28 @@ def ours(ids: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def eager_backend(ids: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    with harness.exactly_backend("eager"):
+    with harness.exactly_backend("eager", ids.device):
         return ours(ids, weight, bias)
 
 
 def dense(ids: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     one_hot = nnf.one_hot(ids.long(), weight.shape[1]).to(weight.dtype)
     return nnf.conv1d(one_hot.transpose(1, 2), weight, bias, padding=PADDING)
+
+
+def dense_tf32(ids: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As PyTorch comes: cuDNN's products in TF32, in the backward too."""
+    weight = weight.view_as(weight)
+    weight.register_hook(lambda grad: allow_tf32(False))  # the last of the backward
+    allow_tf32(True)
+    out = dense(ids, weight, bias)
+    allow_tf32(False)
+    out.register_hook(lambda grad: allow_tf32(True))
+    return out
+
+
+def allow_tf32(allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def table_and_positions(ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +146,7 @@ def embedding_sum(ids: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def embedding_bag(ids: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     table, positions = table_and_positions(ids, weight)
-    bags = positions.unfold(1, TAPS, 1) + torch.arange(TAPS) * table.shape[1]
+    bags = positions.unfold(1, TAPS, 1) + torch.arange(TAPS, device=ids.device) * table.shape[1]
     total = nnf.embedding_bag(bags.reshape(-1, TAPS), table.flatten(0, 1), mode="sum") + bias
     return total.view(len(ids), LENGTH, -1).transpose(1, 2).contiguous()
 
@@ -196,6 +171,7 @@ PROVIDERS: dict[str, Provider] = {
     "ours, eager backend": Provider(eager_backend),
     "one_hot + conv1d": Provider(dense),
     "one_hot + conv1d compiled": Provider(dense, compiled=True),
+    "one_hot + conv1d, TF32": Provider(dense_tf32),
     "embedding sum": Provider(embedding_sum),
     "embedding sum compiled": Provider(embedding_sum, compiled=True),
     "EmbeddingBag": Provider(embedding_bag),
@@ -203,214 +179,114 @@ PROVIDERS: dict[str, Provider] = {
 BASELINES = [name for name in PROVIDERS if not name.startswith("ours")]
 # Float32 sums of a gradient over a million outputs lose what only ours keeps.
 TOLERANCE = {name: 1e-3 if name in BASELINES else 1e-5 for name in PROVIDERS}
-
-
-def parameters_gradient(out: Tensor, inputs: Inputs, keep: bool) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(out, (inputs.weight, inputs.bias), inputs.grad, retain_graph=keep)
-
-
-def both(value: Value, *inputs: Tensor) -> tuple[Tensor, ...]:
-    arguments = Inputs(*inputs)
-    out = value(*arguments[:3])
-    return out.detach(), *parameters_gradient(out, arguments, keep=False)
-
-
-def forward_call(value: Value, *inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        return value(*inputs[:3])
-
-
-def backward_call(value: Value, sets: Sequence[Inputs]) -> Callable[..., object]:
-    """The backward through graphs that are there, one for each set."""
-    graphs = {id(inputs.grad): value(*inputs[:3]) for inputs in sets}
-
-    def call(*inputs: Tensor) -> object:
-        arguments = Inputs(*inputs)
-        return parameters_gradient(graphs[id(arguments.grad)], arguments, keep=True)
-
-    return call
+TOLERANCE["one_hot + conv1d, TF32"] = 1e-2
 
 
 # ---- measurement ---------------------------------------------------------------------------------
 
 
-def memory_step(provider: str, shapes: Sequence[Shape], index: int) -> Callable[[], object]:
+def memory_step(ids: Tensor, filters: int, name: str) -> Callable[[], object]:
     """Make a call whose memory is measured, in the process that measures it."""
     torch._dynamo.reset()
-    (inputs,) = input_sets(shapes[index], 1)
-    value = PROVIDERS[provider].make()
-
-    def call() -> None:
-        with harness.exactly_backend(BACKEND):
-            both(value, *inputs)
-
-    return call
+    (inputs,) = input_sets(ids, filters, 1)
+    return partial(harness.both, PROVIDERS[name].make(), *inputs)
 
 
-def reference(inputs: Inputs) -> list[Tensor]:
+def reference(ids: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
     """Output and gradients of the dense convolution in float64, some strings at a time."""
-    leaves = [p.detach().double().requires_grad_() for p in (inputs.weight, inputs.bias)]
-    outs = []
-    for ids, grad in zip(inputs.ids.split(256), inputs.grad.split(256), strict=True):
-        out = dense(ids, *leaves)
-        out.backward(grad.double())
+    leaves = [p.detach().double().requires_grad_() for p in (weight, bias)]
+    outs, gradients = [], [torch.zeros_like(leaf) for leaf in leaves]
+    for part, part_grad in zip(ids.split(256), grad.split(256), strict=True):
+        out = dense(part, *leaves)
+        for total, new in zip(
+            gradients, torch.autograd.grad(out, leaves, part_grad.double()), strict=True
+        ):
+            total += new
         outs.append(out.detach())
-    return [torch.cat(outs), *(leaf.grad for leaf in leaves)]
+    return [torch.cat(outs), *gradients]
 
 
-def measure(
-    shape: Shape, machine: harness.Machine, memory: dict[str, float], repetitions: int
-) -> Iterator[Row]:
-    """Check every provider, time all of them in turns in each mode, and derive the columns."""
+def measure(shape: Shape, names: Sequence[str], setting: harness.Setting) -> Iterator[Row]:
+    """Check every provider, time all of them in turns in each pass, and derive the columns."""
     torch._dynamo.reset()
-    sets = input_sets(shape, min(MOST_SETS, harness.rotation_size(shape.bytes)))
-    values = {name: provider.make() for name, provider in PROVIDERS.items()}
-    expected = reference(sets[0])
+    device, machine = setting.device, setting.machine
+    count = min(MOST_SETS, harness.rotation_size(shape.bytes, device))
+    source, ids = ids_of(setting.strings, count * shape.batch)
+    sets = input_sets(ids.to(device), shape.filters, count)
+    values = {name: PROVIDERS[name].make() for name in names}
+    expected = reference(*sets[0])
     errors = {}
     for name, value in values.items():
-        errors[name] = harness.relative_error(both(value, *sets[0]), expected)
+        errors[name] = harness.relative_error(harness.both(value, *sets[0]), expected)
         harness.require_agreement(name, errors[name], TOLERANCE[name])
-    calls: dict[str, dict[str, Callable[..., object]]] = {
-        "forward": {name: partial(forward_call, value) for name, value in values.items()},
-        "backward": {name: backward_call(value, sets) for name, value in values.items()},
-        "forward + backward": {name: partial(both, value) for name, value in values.items()},
-    }
-    for mode in MODES:
-        timings = harness.interleaved(calls.pop(mode), sets, repetitions)
-        passes = 2 if mode == MODES[-1] else 1
-        floor = passes * shape.bytes
-        roofline = machine.seconds(floor, {torch.float32: passes * shape.additions})
+    del expected
+    once = {name: partial(harness.both, value, *sets[0]) for name, value in values.items()}
+    peaks = harness.peak_memory(once, partial(memory_step, sets[0][0], shape.filters), setting)
+    for pass_, calls, inputs in harness.passes(values, sets):
+        timings = harness.interleaved(calls, inputs, 2 if setting.quick else REPETITIONS, device)
+        times = 2 if pass_ == "both" else 1
+        floor = times * shape.bytes
+        limit = machine.limit(floor, {torch.float32: times * shape.additions})
         for name, timing in timings.items():
+            over = {
+                column: timings[baseline].median / timing.median if baseline in timings else None
+                for column, baseline in RATIOS.items()
+            }
             yield {
-                "shape": str(shape),
-                "mode": mode,
-                "threads": torch.get_num_threads(),
+                "pass": pass_,
                 "provider": name,
-                "ms": timing.median * 1e3,
-                "ms_20": timing.low * 1e3,
-                "ms_80": timing.high * 1e3,
-                "over_one_hot": timings["one_hot + conv1d"].median / timing.median,
-                "over_embedding": timings["embedding sum"].median / timing.median,
-                "times_floor": timing.median * machine.bandwidth / floor,
-                "share_of_roofline": roofline / timing.median,
+                **timing.columns(),
+                **over,
+                "share_of_floor": floor / machine.bandwidth / timing.median,
+                "share_of_limit": limit / timing.median,
                 "relative_error": errors[name],
-                "peak_extra_mb": memory.get(name),
-                "ids": source(),
+                "peak_extra_mb": peaks.get(name) if pass_ == "both" else None,
+                "ids": source,
             }
 
 
-def measure_memory(
-    providers: Sequence[str], shapes: Sequence[Shape], thread_count: int
-) -> dict[str, list[float]]:
-    """Peak extra megabytes (1e6 bytes) of forward + backward of each provider at each shape."""
-    return {
-        name: [
-            peak / 1e6
-            for peak in harness.peak_memory(
-                partial(memory_step, name, shapes), len(shapes), thread_count
-            )
-        ]
-        for name in providers
-    }
-
-
-# ---- report --------------------------------------------------------------------------------------
-
-TABLE: dict[str, Callable[[Any], str]] = {
-    "provider": str,
-    "ms": "{:.3g}".format,
-    "ms_20": "{:.3g}".format,
-    "ms_80": "{:.3g}".format,
-    "over_one_hot": "{:.2f}x".format,
-    "over_embedding": "{:.2f}x".format,
-    "times_floor": "{:.1f}".format,
-    "share_of_roofline": "{:.1%}".format,
-    "relative_error": "{:.0e}".format,
-    "peak_extra_mb": "{:.1f}".format,
-}
-
-
-def threads_text(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
-def case(row: Row) -> str:
-    return f"{row['shape']}, {row['mode']}, {threads_text(row['threads'])}"
-
-
-def figure_of(rows: Sequence[Row], machines: dict[int, harness.Machine]) -> Figure:
-    """Draw the times of each provider, a panel for each shape and mode, with the floor."""
-    shapes = [shape for shape in SHAPES if any(row["shape"] == str(shape) for row in rows)]
-    figure = Figure(figsize=(15, 3.3 * len(shapes)), dpi=110, layout="constrained")
-    figure.suptitle(f"one_hot_conv1d, L = {LENGTH}, K = {TAPS}; ids: {rows[0]['ids']}", fontsize=11)
-    grid = figure.subplots(len(shapes), len(MODES), sharey=True, sharex="row", squeeze=False)
-    names = list(PROVIDERS)
-    for shape, line in zip(shapes, grid, strict=True):
-        for mode, axes in zip(MODES, line, strict=True):
-            here = [row for row in rows if row["shape"] == str(shape) and row["mode"] == mode]
-            for k, (thread_count, machine) in enumerate(machines.items()):
-                chosen = [row for row in here if row["threads"] == thread_count]
-                times = [row["ms"] for row in chosen]
-                below = [row["ms"] - row["ms_20"] for row in chosen]
-                above = [row["ms_80"] - row["ms"] for row in chosen]
-                places = [names.index(row["provider"]) + 0.2 * k for row in chosen]
-                label = threads_text(thread_count)
-                axes.errorbar(
-                    times,
-                    places,
-                    xerr=[below, above],
-                    fmt="o",
-                    color=f"C{k}",
-                    label=label,
-                    capsize=2,
-                )
-                passes = 2 if mode == MODES[-1] else 1
-                floor = passes * shape.bytes / machine.bandwidth * 1e3
-                axes.axvline(floor, color=f"C{k}", linestyle="--", label=f"floor, {label}")
-            axes.set_yticks(range(len(names)), names, fontsize=8)
-            axes.set_xscale("log")
-            axes.set_title(f"{mode}, {shape}", fontsize=10)
-            axes.grid(which="both", alpha=0.3)
-        line[0].invert_yaxis()
-    for axes in grid[-1]:
-        axes.set_xlabel("ms (median; 20 % to 80 %)")
-    grid[0][0].legend(fontsize=7)
-    return figure
-
-
-def main() -> None:
-    parser = harness.arguments("Time one_hot_conv1d against PyTorch baselines.")
-    options = parser.parse_args()
-    shapes = SHAPES[:1] if options.quick else SHAPES
-    repetitions = 2 if options.quick else 3  # a call of a baseline takes seconds
-    measured = ("ours", "embedding sum") if options.quick else tuple(PROVIDERS)
-
-    rows: list[Row] = []
-    machines: dict[int, harness.Machine] = {}
-    print(f"ids: {source()}, {len(Vocabulary.preset('zinc250k'))} classes")
-    with harness.exactly_backend(BACKEND):
-        for thread_count in options.threads:
-            memory = measure_memory(measured, shapes, thread_count)
-            with harness.threads(thread_count):
-                machines[thread_count] = machine = harness.measure_machine()
-                print(f"\n{threads_text(thread_count)}: {machine.text()}", flush=True)
-                for index, shape in enumerate(shapes):
-                    peaks = {name: values[index] for name, values in memory.items()}
-                    new = list(measure(shape, machine, peaks, repetitions))
-                    rows += new
-                    for mode in MODES:
-                        print(f"\n{shape}, {mode}, {threads_text(thread_count)}\n")
-                        chosen = [row for row in new if row["mode"] == mode]
-                        print(harness.markdown(chosen, TABLE), flush=True)
-
-    lost = harness.losses(rows, "ours", BASELINES, case)
-    print("\nFaster than ours:", *(lost or ["none"]), sep="\n- ")
-    environment = harness.environment() | {
-        "ids": source(),
-        "machine": {count: machine.record() for count, machine in machines.items()},
-    }
-    harness.write(options.out, "one_hot_conv1d", rows, environment, figure_of(rows, machines))
-
-
-if __name__ == "__main__":
-    main()
+REPETITIONS = 3  # a call of a baseline takes seconds
+RATIOS = {"over_one_hot": "one_hot + conv1d", "over_embedding": "embedding sum"}
+SHAPES = {"few": ("1024x9", "8192x9"), "many": ("1024x128",)}
+KERNELS = ("one_hot_conv1d", "one_hot_conv1d_backward")
+BENCHMARK = harness.Benchmark(
+    on={
+        "cpu": harness.On(
+            backend="cpp",
+            tests=("tests/ops/test_one_hot_conv1d.py",),
+            providers=[name for name in PROVIDERS if "TF32" not in name],
+            shapes=SHAPES,
+            quick=("1024x9",),
+            kernels=KERNELS,
+        ),
+        "cuda": harness.On(
+            backend="triton",
+            tests=("tests/kernels/on_device/one_hot.py",),
+            providers=tuple(PROVIDERS),
+            shapes={"few": ("8192x9",), "many": ("8192x128",)},
+            quick=("8192x9",),
+            kernels=KERNELS,
+        ),
+    },
+    parse=Shape.parse,
+    measure=measure,
+    table={
+        "pass": str,
+        "provider": str,
+        **report.TIMES,
+        "over_one_hot": "{:.2f}x".format,
+        "over_embedding": "{:.2f}x".format,
+        "share_of_floor": "{:.0%}".format,
+        "share_of_limit": "{:.1%}".format,
+        "relative_error": "{:.0e}".format,
+        "peak_extra_mb": "{:.1f}".format,
+    },
+    draw=partial(
+        report.draw_against_shape,
+        ratio="over_embedding",
+        ratio_label="forward + backward: times as fast as the embedding sum",
+        share="share_of_limit",
+        share_label="share of the limit",
+    ),
+    conclude=partial(report.losses, ours="ours", baselines=BASELINES),
+)

@@ -1,53 +1,50 @@
 """SMILES strings to token ids and back, against what a user would write or install.
 
-    python -m benchmarks.smiles [--quick] [--threads 1 2] [--out DIR]
-
-Rates are bytes of SMILES a second: the strings' own bytes, whatever form they come in. Every
-provider writes its ids in full, [N, L] padded, and prints their CRC-32: those of one level
-must agree with plain Python's, or there is no report. The slow baselines see the first rows only,
-and ours sees the same rows, and all of them; a row of the table says how many.
+Shapes are tasks: encode, decode and, on a CPU, an epoch of training. Rates are bytes of SMILES a
+second, the strings' own bytes, whatever form they come in. Every provider writes its ids in full,
+[N, L] padded, and prints their CRC-32: those of one level must agree with plain Python's, or there
+is no report. The slow baselines see the first rows only, and ours sees the same rows, and all of
+them; a row of the table says how many. --providers chooses among those of encode.
 
 Baselines: a loop over characters that writes a NumPy one-hot, as published molecular autoencoders
 do; the usual regular expression and a dictionary; Hugging Face `tokenizers` with that expression as
 pre-tokeniser; a NumPy look-up table of characters. The limit is the traffic of one pass, strings
 read and ids written, at the bandwidth of a copy measured in the run.
 
-The second table is an epoch of a property predictor (the encoder of our SMILES model and a linear
-layer, qed of ZINC or the string's length) that tokenises its batches as it goes.
+The epoch is that of a property predictor (the encoder of our SMILES model and a linear layer, qed
+of ZINC or the string's length) that tokenises its batches as it goes.
+
+On a GPU bytes become ids there; its strings come from --strings, without which it is skipped.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-if not __package__:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import harness
-from stib_fast.backends import smiles_unusable
+from benchmarks import harness, molecules, report
+from benchmarks.harness import Row
 from stib_fast.chem import SmilesTokenizer, Vocabulary, tokenize
-from stib_fast.chem.files import read_batches
 from stib_fast.models import SmilesEncoder
 
-Row = harness.Row
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TASKS = ("encode", "decode", "epoch")
+QUICK_ROWS = 4000
 SLOW_ROWS = 20_000
 # The expression in use everywhere since Schwaller et al. 2018 (Chem. Sci. 9:6091), in short.
 EXPRESSION = (
@@ -76,15 +73,7 @@ class Data:
 
     def first(self, count: int) -> Data:
         """Keep the first rows; the vocabularies stay."""
-        strings = self.strings[:count]
-        return Data(
-            self.source,
-            strings,
-            self.targets[:count],
-            self.vocabulary,
-            self.characters,
-            self.longest,
-        )
+        return replace(self, strings=self.strings[:count], targets=self.targets[:count])
 
     def tokenizer(self, level: str = "atom") -> SmilesTokenizer:
         """Ids of at least 120 positions, without marks, as one-hot tables have them."""
@@ -92,37 +81,20 @@ class Data:
         return SmilesTokenizer(vocabulary, max(120, self.longest), eos=False)
 
 
-def load_data() -> Data:
-    """ZINC where STIB_FAST_DATA points to it, else strings made of the same tokens."""
-    folder = os.environ.get("STIB_FAST_DATA")
-    if folder:
-        path = Path(folder) / "zinc250k.csv.gz"
-        batches = list(read_batches(path, ["smiles", "qed"]))
-        strings = [text for batch in batches for text in batch.column(0).to_pylist()]
-        targets = [float(text) for batch in batches for text in batch.column(1).to_pylist()]
-        source = "ZINC250k"
-    else:
-        strings = list(islice(made_up_strings(), 200_000))
-        targets = [len(text) / 100 for text in strings]
-        source = "made up of ZINC's tokens"
+@cache
+def load_data(path: Path | None, quick: bool) -> Data:
+    """The strings, with the vocabularies made of them."""
+    found = molecules.load(path, QUICK_ROWS if quick else None)
+    strings = found.strings
+    print(f"{found.source}: {len(strings):,} strings, {sum(map(len, strings)) / 1e6:.1f} MB")
     return Data(
-        source,
+        found.source,
         strings,
-        torch.tensor(targets),
+        torch.tensor(found.targets),
         Vocabulary.from_smiles(strings),
         Vocabulary.from_smiles(strings, level="char"),
         max(map(len, strings)),
     )
-
-
-def made_up_strings() -> Iterator[str]:
-    """Strings with the frequencies of ZINC's tokens and as long as its strings."""
-    vocabulary = Vocabulary.preset("zinc250k")
-    weights = np.array(vocabulary.counts) / sum(vocabulary.counts)
-    random = np.random.default_rng(0)
-    while True:
-        count = int(np.clip(random.normal(38, 8), 10, 72))
-        yield "".join(random.choice(vocabulary.tokens, count, p=weights))
 
 
 # ---- providers -----------------------------------------------------------------------------------
@@ -195,9 +167,10 @@ def hugging_face(data: Data) -> Callable[[], Tensor]:
     return call
 
 
-def providers(data: Data, folder: Path, slow_rows: int) -> list[Provider]:
+def providers(data: Data, folder: Path, few: Data) -> list[Provider]:
     """Everything that is timed. The forms of the strings are made before."""
-    few = data.first(slow_rows)
+    import pyarrow.parquet  # a GPU's benchmark does without
+
     atom, char = data.tokenizer(), data.tokenizer("char")
     arrow = pyarrow.array(data.strings)
     wide = np.array(data.strings)
@@ -247,16 +220,35 @@ def checksum(ids: Tensor) -> int:
     """CRC-32 of ids as bytes; a one-hot is turned into its ids first."""
     if ids.ndim == 3:
         ids = ids.argmax(2).to(torch.uint8)
-    return zlib.crc32(np.ascontiguousarray(ids.numpy()))
+    return zlib.crc32(ids.numpy().tobytes())
 
 
 # ---- measurements --------------------------------------------------------------------------------
 
 
-def measure_encode(
-    todo: Sequence[Provider], machine: harness.Machine, repetitions: int
-) -> Iterator[Row]:
-    """Time every provider; ours are set beside the best baseline of their level."""
+def measure(task: str, names: Sequence[str], setting: harness.Setting) -> Iterator[Row]:
+    """Time a task."""
+    if setting.device.type == "cuda":
+        if setting.strings is None:
+            print("SKIPPED: bytes to ids on a GPU needs --strings PATH")
+            return
+        data = load_data(setting.strings, setting.quick)
+        yield from measure_on_gpu(data, setting)
+        return
+    data = load_data(setting.strings, setting.quick)
+    few = data.first(500 if setting.quick else SLOW_ROWS)
+    if task == "encode":
+        with tempfile.TemporaryDirectory() as folder:
+            todo = [p for p in providers(data, Path(folder), few) if p.name in names]
+            yield from measure_encode(todo, setting)
+    elif task == "decode":
+        yield from measure_decode(data, few, setting)
+    else:
+        yield from measure_epochs(few, batch=256)
+
+
+def measure_encode(todo: Sequence[Provider], setting: harness.Setting) -> Iterator[Row]:
+    """Time every provider, after its ids were compared."""
     references: dict[tuple[str, int], int] = {}
     sums = {}
     for number, provider in enumerate(todo):
@@ -270,11 +262,33 @@ def measure_encode(
     timings: dict[int, harness.Timing] = {}
     for slow in (True, False):
         chosen = {str(i): p.call for i, p in enumerate(todo) if p.name.startswith("loop") == slow}
-        count = 2 if slow else repetitions
-        found = harness.interleaved(chosen, [()], count)
+        found = harness.interleaved(
+            chosen, [()], 2 if slow else repetitions(setting), setting.device
+        )
         timings |= {int(name): timing for name, timing in found.items()}
     for number, provider in enumerate(todo):
-        yield row_of(provider, timings[number], sums[number], machine)
+        yield row_of(provider, timings[number], sums[number], setting.machine)
+
+
+def measure_on_gpu(data: Data, setting: harness.Setting) -> Iterator[Row]:
+    """Bytes with offsets to ids on the device; the check for errors, which waits for it, is in."""
+    tokenizer = data.tokenizer()
+    joined = torch.frombuffer(bytearray("".join(data.strings).encode()), dtype=torch.uint8)
+    inputs = joined.cuda(), torch.tensor([0, *map(len, data.strings)]).cumsum(0).cuda()
+    found = checksum(tokenizer.encode_bytes(*inputs).ids.cpu())
+    if found != checksum(tokenizer.encode(data.strings).ids):
+        raise harness.Disagreement("encode_bytes on the GPU is unlike encode")
+
+    def call() -> object:
+        return tokenizer.encode_bytes(*inputs)
+
+    name = "ours, bytes and offsets"
+    timing = harness.interleaved({name: call}, [()], repetitions(setting), setting.device)[name]
+    yield row_of(Provider(name, "atom", data, call, ours=True), timing, found, setting.machine)
+
+
+def repetitions(setting: harness.Setting) -> int:
+    return 3 if setting.quick else 9
 
 
 def row_of(provider: Provider, timing: harness.Timing, crc: int, machine: harness.Machine) -> Row:
@@ -283,25 +297,20 @@ def row_of(provider: Provider, timing: harness.Timing, crc: int, machine: harnes
     # The strings are read and the ids written once, and a cache line that is written is read first.
     traffic = size + 2 * rows * provider.data.tokenizer(provider.level).max_length
     return {
-        "task": "encode",
         "level": provider.level,
         "provider": provider.name,
         "ours": provider.ours,
-        "threads": torch.get_num_threads(),
         "rows": rows,
-        "ms": timing.median * 1e3,
-        "ms_20": timing.low * 1e3,
-        "ms_80": timing.high * 1e3,
+        **timing.columns(),
         "mb_per_s": size / timing.median / 1e6,
         "of_copy": traffic / machine.bandwidth / timing.median,
         "crc32": f"{crc:08x}",
     }
 
 
-def measure_decode(data: Data, machine: harness.Machine, repetitions: int) -> Iterator[Row]:
+def measure_decode(data: Data, few: Data, setting: harness.Setting) -> Iterator[Row]:
     """Time decode and the loop that a user writes."""
     tokenizer = data.tokenizer()
-    few = data.first(SLOW_ROWS)
     tokens = tokenizer.vocabulary.tokens
 
     def join(ids: Tensor) -> list[str]:
@@ -315,10 +324,10 @@ def measure_decode(data: Data, machine: harness.Machine, repetitions: int) -> It
         ids = tokenizer.encode(chosen.strings).ids
         if decode(ids) != chosen.strings:
             raise harness.Disagreement(f"{name}: decode(encode(strings)) are other strings")
-        timing = harness.interleaved({name: decode}, [(ids,)], repetitions)[name]
+        found = harness.interleaved({name: decode}, [(ids,)], repetitions(setting), setting.device)
         provider = Provider(name, "atom", chosen, lambda: None, ours=name == "ours")
         crc = zlib.crc32("\n".join(chosen.strings).encode())
-        yield row_of(provider, timing, crc, machine) | {"task": "decode"}
+        yield row_of(provider, found[name], crc, setting.machine)
 
 
 # ---- an epoch ------------------------------------------------------------------------------------
@@ -331,7 +340,8 @@ class DenseEncoder(SmilesEncoder):
         """Return the means."""
         first = self.convolutions[0]
         one_hot = F.one_hot(ids.long(), self.vocabulary_size).float().transpose(1, 2)
-        features = F.conv1d(one_hot, first.weight, first.bias, padding=first.padding)
+        weight, bias = first.parameters()
+        features = F.conv1d(one_hot, weight, bias, padding="same")
         return self.head(self.convolutions[1:](features).flatten(1))
 
 
@@ -367,9 +377,7 @@ def measure_epochs(data: Data, batch: int) -> Iterator[Row]:
     tokenizer = data.tokenizer()
 
     def by_expression(strings: list[str]) -> Tensor:
-        return regular_expression(
-            Data(data.source, strings, data.targets, data.vocabulary, data.characters, data.longest)
-        )
+        return regular_expression(replace(data, strings=strings))
 
     def by_ours(strings: list[str]) -> Tensor:
         return tokenizer.encode(strings).ids
@@ -388,7 +396,6 @@ def measure_epochs(data: Data, batch: int) -> Iterator[Row]:
     for name, result in results.items():
         yield {
             "provider": name,
-            "threads": torch.get_num_threads(),
             "rows": len(data.strings),
             "seconds": result["seconds"],
             "tokenising": result["tokenising"],
@@ -400,43 +407,22 @@ def measure_epochs(data: Data, batch: int) -> Iterator[Row]:
 
 # ---- report --------------------------------------------------------------------------------------
 
-TABLE: dict[str, Callable[[Any], str]] = {
-    "task": str,
-    "level": str,
-    "provider": str,
-    "rows": "{:,}".format,
-    "ms": "{:.3g}".format,
-    "mb_per_s": "{:.3g}".format,
-    "of_copy": "{:.1%}".format,
-    "crc32": str,
-}
-EPOCH_TABLE: dict[str, Callable[[Any], str]] = {
-    "provider": str,
-    "rows": "{:,}".format,
-    "seconds": "{:.2f}".format,
-    "tokenising": "{:.3f}".format,
-    "share": "{:.1%}".format,
-    "gain": "{:.2f}x".format,
-    "loss": "{:.6f}".format,
-}
 
-
-def threads_text(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
-def figure_of(rows: Sequence[Row]) -> Figure:
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
     """Draw the rates, one line of marks a provider, on a logarithmic scale."""
+    rows = [row for row in rows if "mb_per_s" in row]
     names = list(dict.fromkeys(label(row) for row in rows))
-    figure = Figure(figsize=(9, 0.32 * len(names) + 1.5), dpi=120, layout="constrained")
+    figure.set_size_inches(9, 0.32 * len(names) + 1.5)
     axes = figure.subplots()
-    for k, threads in enumerate(sorted({row["threads"] for row in rows})):
+    for threads, mark in zip(
+        dict.fromkeys(row["threads"] for row in rows), "od^vsP*X", strict=False
+    ):
         chosen = [row for row in rows if row["threads"] == threads]
         axes.plot(
             [row["mb_per_s"] for row in chosen],
             [names.index(label(row)) for row in chosen],
-            "o" if k == 0 else "d",
-            label=threads_text(threads),
+            mark,
+            label=report.where(threads),
         )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
@@ -444,47 +430,72 @@ def figure_of(rows: Sequence[Row]) -> Figure:
     axes.set_xlabel("MB of SMILES a second")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
-    return figure
 
 
 def label(row: Row) -> str:
-    return f"{row['task']}, {row['level']}: {row['provider']} ({row['rows']:,} rows)"
+    return f"{row['shape']}, {row['level']}: {row['provider']} ({row['rows']:,} rows)"
 
 
-def main() -> None:
-    parser = harness.arguments("Time the SMILES tokeniser against what a user would write.")
-    options = parser.parse_args()
-    if smiles_unusable is not None:
-        raise SystemExit(f"the compiled tokeniser is {smiles_unusable}")
-    data = load_data()
-    few = 500 if options.quick else SLOW_ROWS
-    if options.quick:
-        data = data.first(4000)
-    repetitions = 3 if options.quick else 9
-    rows: list[Row] = []
-    epochs: list[Row] = []
-    machines = {}
-    print(f"{data.source}: {len(data.strings):,} strings, {data.bytes / 1e6:.1f} MB", flush=True)
-    with harness.exactly_backend("cpp"), tempfile.TemporaryDirectory() as folder:
-        todo = providers(data, Path(folder), few)
-        for thread_count in options.threads:
-            with harness.threads(thread_count):
-                machines[thread_count] = machine = harness.measure_machine()
-                print(f"\n{threads_text(thread_count)}: {machine.text()}\n", flush=True)
-                new = list(measure_encode(todo, machine, repetitions))
-                new += measure_decode(data, machine, repetitions)
-                rows += new
-                print(harness.markdown(new, TABLE), flush=True)
-                ran = list(measure_epochs(data.first(few), batch=256))
-                epochs += ran
-                print(f"\nAn epoch\n\n{harness.markdown(ran, EPOCH_TABLE)}", flush=True)
-    record = harness.environment() | {
-        "data": data.source,
-        "machine": {count: machine.record() for count, machine in machines.items()},
-        "epochs": epochs,
-    }
-    harness.write(options.out, "smiles", rows, record, figure_of(rows))
+def parse(text: str) -> str:
+    """Check the name of a task.
+
+    Raises
+    ------
+    ValueError
+        Where there is none of that name.
+    """
+    if text not in TASKS:
+        raise ValueError(f"a shape is a task, {', '.join(TASKS)}; got {text!r}")
+    return text
 
 
-if __name__ == "__main__":
-    main()
+PROVIDERS = (
+    "loop over characters, one-hot",
+    "NumPy table of characters",
+    "regular expression, dictionary",
+    "Hugging Face tokenizers",
+    "ours, list",
+    "ours, NumPy U",
+    "ours, Arrow",
+    "ours, bytes and offsets",
+    "ours, .smi file",
+    "ours, .csv file",
+    "ours, .parquet file",
+)
+BENCHMARK = harness.Benchmark(
+    on={
+        "cpu": harness.On(
+            backend="cpp",
+            tests=("tests/ops/test_smiles.py",),
+            providers=PROVIDERS,
+            shapes={"all": TASKS},
+            quick=TASKS,
+        ),
+        "cuda": harness.On(
+            backend="auto",
+            tests=("tests/kernels/test_gpu.py",),
+            providers=("ours, bytes and offsets",),
+            shapes={"all": ("encode",)},
+            quick=("encode",),
+            kernels=("smiles_encode",),
+        ),
+    },
+    parse=parse,
+    measure=measure,
+    table={
+        "level": str,
+        "provider": str,
+        "rows": "{:,}".format,
+        "ms": "{:.3g}".format,
+        "mb_per_s": "{:.3g}".format,
+        "of_copy": "{:.1%}".format,
+        "crc32": str,
+        "seconds": "{:.2f}".format,
+        "tokenising": "{:.3f}".format,
+        "share": "{:.1%}".format,
+        "gain": "{:.2f}x".format,
+        "loss": "{:.6f}".format,
+    },
+    draw=draw,
+    conclude=lambda rows: (),
+)

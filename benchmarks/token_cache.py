@@ -1,45 +1,39 @@
 """Measure `stib encode` on a large file: rows a second, peak memory, and what the cache gives back.
 
-The file holds the ZINC strings that STIB_FAST_DATA points to, again and again in new orders, or
-made molecules. `stib encode` runs in a process of its own, once on a tenth of the rows and once on
-all, so that a peak that grows with the file shows. Then one epoch of ids is read from the
-memory-mapped cache, in order and as random batches of 1,024 rows; beside it the file is tokenised
-anew in order, and its strings, kept in memory, as random batches. Ids that disagree end the
-benchmark. The files are warm: they were just written.
-
-    python -m benchmarks.token_cache [--rows 10000000] [--threads 1 2] [--quick]
+Shapes are numbers of rows. The file holds the strings of --strings, or ZINC's that STIB_FAST_DATA
+points to, or made-up ones, again and again in new orders. `stib encode` runs in a process of its
+own, once on a tenth of the rows and once on all, so that a peak that grows with the file shows.
+Then one epoch of ids is read from the memory-mapped cache, in order and as random batches of 1,024
+rows; beside it the file is tokenised anew in order, and its strings, kept in memory, as random
+batches. Ids that disagree end the benchmark. The files are warm: they were just written.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy
 import pyarrow
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import harness
-from stib_fast import backends
+from benchmarks import harness, molecules
+from benchmarks.harness import Row
 from stib_fast.chem import SmilesTokenizer
 from stib_fast.chem.files import read_batches
 from stib_fast.data import TokenCache
 
-ROWS = 10_000_000
-QUICK_ROWS = 200_000
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BATCH = 1024
 LARGEST_PEAK = 1e9
 
@@ -61,25 +55,14 @@ sys.exit(code)
 """
 
 
-def molecules() -> list[str]:
-    """ZINC's strings, or as many made ones of about their length."""
-    if "STIB_FAST_DATA" in os.environ:
-        path = Path(os.environ["STIB_FAST_DATA"]) / "zinc250k.csv.gz"
-        with gzip.open(path, "rt", newline="") as file:
-            return [row["smiles"].strip() for row in csv.DictReader(file)]
-    parts = ["C", "O", "N", "Cl", "[nH]", "[C@@H]", "c1ccccc1", "(=O)", "(C)", "C=C", "S(=O)", "F"]
-    chosen = numpy.random.default_rng(0).integers(len(parts), size=(250_000, 14))
-    return ["C" + "".join(parts[i] for i in row) for row in chosen]
-
-
-def write_smi(path: Path, rows: int) -> None:
+def write_smi(path: Path, strings: list[str], rows: int) -> None:
     """Write molecules in a new order each time round."""
-    strings = numpy.array(molecules(), dtype=object)
+    shuffled = numpy.array(strings, dtype=object)
     order = numpy.random.default_rng(0)
     with path.open("w") as file:
-        for begin in range(0, rows, len(strings)):
-            order.shuffle(strings)
-            file.write("\n".join(strings[: rows - begin]) + "\n")
+        for begin in range(0, rows, len(shuffled)):
+            order.shuffle(shuffled)
+            file.write("\n".join(shuffled[: rows - begin]) + "\n")
 
 
 def write_head(path: Path, rows: int, head: Path) -> None:
@@ -87,9 +70,9 @@ def write_head(path: Path, rows: int, head: Path) -> None:
         part.writelines(line for line, _ in zip(whole, range(rows), strict=False))
 
 
-def encode(source: Path, folder: Path, thread_count: int) -> dict[str, float]:
+def encode(source: Path, folder: Path) -> dict[str, float]:
     """Run `stib encode` in a process of its own; seconds without its start, and peak memory."""
-    settings = {"OMP_NUM_THREADS": str(thread_count), "STIB_FAST_BACKEND": "cpp"}
+    settings = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "STIB_FAST_BACKEND": "cpp"}
     answer = subprocess.run(
         [sys.executable, "-c", ENCODE, str(source), "-o", str(folder)],
         env=os.environ | settings,
@@ -136,12 +119,20 @@ def epoch(batches: Iterator[Tensor]) -> tuple[float, int]:
         total += int(ids.sum(dtype=torch.int64))
 
 
-def measure(source: Path, head: Path, folder: Path, thread_count: int) -> Iterator[harness.Row]:
-    def row(step: str, rows: int, seconds: float, **memory: float) -> harness.Row:
+def measure(rows: int, names: Sequence[str], setting: harness.Setting) -> Iterator[Row]:
+    """Write a file of so many rows, encode it and read it back."""
+    with tempfile.TemporaryDirectory() as name:
+        source, head = Path(name) / "molecules.smi", Path(name) / "head.smi"
+        write_smi(source, molecules.load(setting.strings).strings, rows)
+        write_head(source, max(1, rows // 10), head)
+        yield from steps_of(source, head, Path(name))
+
+
+def steps_of(source: Path, head: Path, folder: Path) -> Iterator[Row]:
+    def row(step: str, rows: int, seconds: float, **memory: float) -> Row:
         size = head.stat().st_size if step == HEAD else source.stat().st_size
         return {
-            "step": step,
-            "threads": thread_count,
+            "provider": step,
             "rows": rows,
             "seconds": seconds,
             "rows_per_second": rows / seconds,
@@ -150,11 +141,11 @@ def measure(source: Path, head: Path, folder: Path, thread_count: int) -> Iterat
             "imports_megabytes": memory.get("imports", float("nan")) / 1e6,
         }
 
-    small = encode(head, folder / f"head{thread_count}", thread_count)
-    yield row(HEAD, len(TokenCache(folder / f"head{thread_count}")), **small)
-    whole = encode(source, folder / f"cache{thread_count}", thread_count)
-    cache = TokenCache(folder / f"cache{thread_count}")
-    yield row("stib encode", len(cache), **whole)
+    small = encode(head, folder / "head")
+    yield row(HEAD, len(TokenCache(folder / "head")), **small)
+    whole = encode(source, folder / "cache")
+    cache = TokenCache(folder / "cache")
+    yield row(WHOLE, len(cache), **whole)
     tokenizer = SmilesTokenizer(cache.vocabulary, cache.max_length)
     strings = pyarrow.concat_arrays([b.column(0) for b in read_batches(source, ["smiles"])])
     order = torch.randperm(len(cache))
@@ -175,31 +166,21 @@ def measure(source: Path, head: Path, folder: Path, thread_count: int) -> Iterat
         raise harness.Disagreement(f"the ids of the epochs add up to {sums}")
 
 
-HEAD = "stib encode, a tenth"
-TABLE: dict[str, Callable[[Any], str]] = {
-    "step": str,
-    "threads": str,
-    "rows": "{:,}".format,
-    "seconds": "{:.2f}".format,
-    "rows_per_second": "{:,.0f}".format,
-    "megabytes_per_second": "{:,.0f}".format,
-    "peak_megabytes": "{:.0f}".format,
-    "imports_megabytes": "{:.0f}".format,
-}
+HEAD, WHOLE = "stib encode, a tenth", "stib encode"
 
 
-def figure_of(rows: list[harness.Row]) -> Figure:
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
     """Draw the rates, and the peak memory beside what it may be."""
-    figure = Figure(figsize=(12, 4.5), dpi=120, layout="constrained")
+    figure.set_size_inches(12, 4.5)
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    names = [f"{row['step']} ({row['threads']})" for row in rows]
+    names = [f"{row['provider']} ({row['threads']})" for row in rows]
     bars = left.barh(names, [row["rows_per_second"] / 1e6 for row in rows])
     left.bar_label(bars, fmt="%.2g", padding=3, fontsize=8)
     left.set_xscale("log")
     left.margins(x=0.1)
     left.set_xlabel("million rows a second (threads in brackets)")
     left.invert_yaxis()
-    encoded = [row for row in rows if row["step"].startswith("stib encode")]
+    encoded = [row for row in rows if row["provider"].startswith("stib encode")]
     labels = [f"{row['rows'] / 1e6:g} M ({row['threads']})" for row in encoded]
     right.bar(labels, [row["peak_megabytes"] for row in encoded], label="peak")
     right.bar(labels, [row["imports_megabytes"] for row in encoded], label="after the imports")
@@ -209,30 +190,35 @@ def figure_of(rows: list[harness.Row]) -> Figure:
     right.set_xlabel("rows (threads)")
     right.tick_params(axis="x", labelsize=7)
     right.legend(fontsize=8, loc="upper left", ncols=2)
-    return figure
 
 
-def main() -> None:
-    parser = harness.arguments("Measure stib encode on a large file, and reading its cache.")
-    parser.add_argument("--rows", type=int, help=f"default: {ROWS}")
-    options = parser.parse_args()
-    if backends.smiles_unusable is not None:
-        raise RuntimeError(f"the C++ tokeniser is not usable: {backends.smiles_unusable}")
-    count = options.rows or (QUICK_ROWS if options.quick else ROWS)
-    rows: list[harness.Row] = []
-    with tempfile.TemporaryDirectory() as name, backends.backend("cpp"):
-        source, head = Path(name) / "molecules.smi", Path(name) / "head.smi"
-        write_smi(source, count)
-        write_head(source, max(1, count // 10), head)
-        for thread_count in options.threads:
-            with harness.threads(thread_count):
-                rows += measure(source, head, Path(name), thread_count)
-    print(harness.markdown(rows, TABLE))
-    peak = max(row["peak_megabytes"] for row in rows if row["step"] == "stib encode")
+def conclude(rows: Sequence[Row]) -> list[str]:
+    peak = max(row["peak_megabytes"] for row in rows if row["provider"] == WHOLE)
     state = "below" if peak * 1e6 < LARGEST_PEAK else "NOT below"
-    print(f"\npeak memory at {count:,} rows: {peak:.0f} MB, {state} {LARGEST_PEAK / 1e6:.0f} MB")
-    harness.write(options.out, "token_cache", rows, harness.environment(), figure_of(rows))
+    return [f"peak memory of stib encode: {peak:.0f} MB, {state} {LARGEST_PEAK / 1e6:.0f} MB"]
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK = harness.Benchmark(
+    on={
+        "cpu": harness.On(
+            backend="cpp",
+            tests=("tests/data/test_token_cache.py", "tests/test_cli_encode.py"),
+            providers=(WHOLE,),
+            shapes={"large": ("10000000",)},
+            quick=("200000",),
+        )
+    },
+    parse=harness.parse_rows,
+    measure=measure,
+    table={
+        "provider": str,
+        "rows": "{:,}".format,
+        "seconds": "{:.2f}".format,
+        "rows_per_second": "{:,.0f}".format,
+        "megabytes_per_second": "{:,.0f}".format,
+        "peak_megabytes": "{:.0f}".format,
+        "imports_megabytes": "{:.0f}".format,
+    },
+    draw=draw,
+    conclude=conclude,
+)

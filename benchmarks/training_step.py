@@ -1,35 +1,36 @@
-"""Time a training step of STIB, L1 and L2 on one batch, and show where the time goes.
+"""A training step of STIB, L1 and L2 on one batch, against what a user would write.
 
-The model is the authors' (two hidden layers of 256, softplus, two features a side of the critic).
-Baselines are what a user would write: *plain* (two losses, two Adams), *best* (critic frozen in L1,
-h(Y) without a graph there, fused Adam), both with the careful float32 mutual information; and the
-*matrix products* of the joint pass alone, which no rewriting of the rest can beat.
+The model is the authors' (two hidden layers of 256, softplus, two features a side of the critic);
+shapes are numbers of rows in a batch. Baselines: *plain* (two losses, two Adams), *best* (critic
+frozen in L1, h(Y) without a graph there, fused Adam), both with the careful float32 mutual
+information; and the *matrix products* of the joint pass alone, which no rewriting of the rest can
+beat. On a CPU the profiler tells where the time of ours goes.
 
-    python -m benchmarks.training_step [--batches 60 1024 16384] [--threads 1 2] [--quick]
+On a GPU ours runs op by op, compiled, replayed as a CUDA graph, and both; and replayed with matrix
+products in bfloat16. Batches lie there already. What does not fit into memory is said.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from itertools import count
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import harness
+from benchmarks import harness, report
+from benchmarks.harness import Row
 from stib_fast.data import sample
 from stib_fast.models import STIB, vector_stib
 from stib_fast.training import Execution, Optimisation
-from stib_fast.training.step import TrainingStep
+from stib_fast.training.step import WARM_UP, TrainingStep
 
-BACKEND = "cpp"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HIDDEN = (256, 256)
 FEATURES = 2
 INVARIANCE_WEIGHT = 800.0
@@ -51,6 +52,7 @@ GROUPS = {
     "mutual information": ("stib_fast::gaussian_mi", "stib_fast::gaussian_mi_backward"),
     "Adam": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
 }
+PARTS = (*GROUPS, "everything else")
 
 
 def new_model() -> STIB:
@@ -140,7 +142,7 @@ def products_step(model: STIB) -> Step:
 
     class Inputs(dict[int, dict[int, Tensor]]):
         def __missing__(self, rows: int) -> dict[int, Tensor]:
-            self[rows] = {width: torch.randn(rows, width) for width in widths}
+            self[rows] = {n: torch.randn(rows, n, device=model.log_sigma.device) for n in widths}
             return self[rows]
 
     inputs = Inputs()
@@ -152,20 +154,44 @@ BASELINES: dict[str, Callable[[STIB], Step]] = {
     "best eager compiled": lambda model: torch.compile(eager_step(model, best=True)),
     "plain eager": lambda model: eager_step(model, best=False),
 }
-PROVIDERS: dict[str, Callable[[STIB], Step]] = {
-    "ours": lambda model: ours_step(model, Execution("cpu")),
-    **BASELINES,
-    "matrix products alone": products_step,
+FORMS = {
+    "cpu": {"ours": Execution("cpu")},
+    "cuda": {
+        "ours": Execution("cuda"),
+        "ours compiled": Execution("cuda", compile=True),
+        "ours captured": Execution("cuda", cuda_graph=True),
+        "ours compiled, captured": Execution("cuda", compile=True, cuda_graph=True),
+        "ours bfloat16, captured": Execution("cuda", amp=True, cuda_graph=True),
+    },
+}
+PROVIDERS: dict[str, dict[str, Callable[[STIB], Step]]] = {
+    device: {
+        **{name: partial(ours_step, execution=execution) for name, execution in forms.items()},
+        **BASELINES,
+        "matrix products alone": products_step,
+    }
+    for device, forms in FORMS.items()
 }
 
 
-def same_gradients(device: Literal["cpu", "cuda"] = "cpu") -> None:
+# ---- correctness ---------------------------------------------------------------------------------
+
+
+@cache
+def check(device: Literal["cpu", "cuda"]) -> None:
+    """Refuse to time steps that do not train as they ought to."""
+    same_gradients(device)
+    if device == "cuda":
+        same_steps()
+
+
+def same_gradients(device: Literal["cpu", "cuda"]) -> None:
     """Refuse to time anything unless our joint pass moves the model as two separate losses do."""
     x, y, _ = sample(4096, generator=torch.Generator(device).manual_seed(1))
     models = []
-    for make in (lambda model: ours_step(model, Execution(device)), BASELINES["best eager"]):
+    for name in ("ours", "best eager"):
         model = new_model().to(device)
-        step = make(model)
+        step = PROVIDERS[device][name](model)
         torch.manual_seed(2)
         step(x, y)
         models.append(dict(model.named_parameters()))
@@ -178,70 +204,102 @@ def same_gradients(device: Literal["cpu", "cuda"] = "cpu") -> None:
         raise harness.Disagreement(f"gradient signs agree in {agreement:.1%} of the parameters")
 
 
-def measure(batch: int, repetitions: int) -> Iterator[harness.Row]:
-    generator = torch.Generator().manual_seed(0)
-    size = min(64, harness.rotation_size(16 * batch))
-    sets = [sample(batch, generator=generator)[:2] for _ in range(size)]
+def same_steps() -> None:
+    """Refuse to time a captured step that does not train as the uncaptured one does."""
+    x, y, _ = sample(1024, generator=torch.Generator("cuda").manual_seed(1))
+    weights = []
+    for name in ("ours captured", "ours"):
+        model = new_model().cuda()
+        step = PROVIDERS["cuda"][name](model)
+        torch.manual_seed(2)
+        for _ in range(WARM_UP + 5):
+            step(x, y)
+        weights.append([p.detach() for p in model.parameters()])
+    harness.require_agreement("ours captured", harness.relative_error(*weights), 1e-6)
+
+
+# ---- measurement ---------------------------------------------------------------------------------
+
+
+def warmed_up(
+    batch: int, names: Sequence[str], inputs: tuple[Tensor, Tensor], device: str
+) -> dict[str, Step]:
+    """A step of every provider that the memory holds, compiled and captured."""
     torch._dynamo.reset()
-    timings = harness.interleaved(
-        {name: make(new_model()) for name, make in PROVIDERS.items()}, sets, repetitions
-    )
+    steps: dict[str, Step] = {}
+    for name in names:
+        step = PROVIDERS[device][name](new_model().to(device))
+        try:
+            for _ in range(WARM_UP + 2):
+                step(*inputs)
+        except torch.cuda.OutOfMemoryError:
+            print(f"SKIPPED: {name} does not fit into memory")
+            continue
+        steps[name] = step
+    return steps
+
+
+def measure(batch: int, names: Sequence[str], setting: harness.Setting) -> Iterator[Row]:
+    """Time the step of every provider in turns."""
+    device = setting.device
+    on_gpu = device.type == "cuda"
+    check(device.type)
+    generator = torch.Generator(device).manual_seed(0)
+    size = min(64, harness.rotation_size(16 * batch, device))
+    sets = [sample(batch, generator=generator)[:2] for _ in range(size)]
+    steps = warmed_up(batch, names, sets[0], device.type)
+    timings = harness.interleaved(steps, sets, 3 if setting.quick else 15, device)
+    calls = {name: partial(step, *sets[0]) for name, step in steps.items()}
+    medians = {name: timing.median for name, timing in timings.items()}
     for name, timing in timings.items():
-        yield {
+        row = {
             "batch": batch,
-            "threads": torch.get_num_threads(),
             "provider": name,
-            "ms": timing.median * 1e3,
-            "ms_20": timing.low * 1e3,
-            "ms_80": timing.high * 1e3,
-            "over_best_eager": timings["best eager"].median / timing.median,
-            "times_products": timing.median / timings["matrix products alone"].median,
+            **timing.columns(),
+            "over_best_eager": medians.get("best eager", float("nan")) / timing.median,
+            "times_products": timing.median / medians.get("matrix products alone", float("nan")),
+            "launches": harness.launches(calls[name], device),
+            "peak_extra_mb": harness.allocator_growth(calls[name]) / 1e6 if on_gpu else None,
         }
+        if name == "ours" and not on_gpu:
+            row |= {f"ms_{part}": ms for part, ms in where_the_time_goes(calls[name]).items()}
+        yield row
 
 
-def where_the_time_goes(batch: int) -> dict[str, float]:
+def where_the_time_goes(call: Callable[[], object]) -> dict[str, float]:
     """Milliseconds a step of each group of operators, by the profiler's own time."""
-    x, y, _ = sample(batch)
-    step = PROVIDERS["ours"](new_model())
     repetitions = 10
-    for _ in range(3):
-        step(x, y)
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         for _ in range(repetitions):
-            step(x, y)
-    spent = dict.fromkeys([*GROUPS, "everything else"], 0.0)
+            call()
+    spent = dict.fromkeys(PARTS, 0.0)
     for event in trace.key_averages():
-        group = next((g for g, names in GROUPS.items() if event.key in names), "everything else")
+        group = next((g for g, names in GROUPS.items() if event.key in names), PARTS[-1])
         spent[group] += event.self_cpu_time_total / 1e3 / repetitions
     return spent
 
 
-TABLE: dict[str, Callable[[Any], str]] = {
-    "provider": str,
-    "ms": "{:.3g}".format,
-    "ms_20": "{:.3g}".format,
-    "ms_80": "{:.3g}".format,
-    "over_best_eager": "{:.2f}x".format,
-    "times_products": "{:.2f}".format,
-}
+# ---- report --------------------------------------------------------------------------------------
 
 
-def case(row: harness.Row) -> str:
-    return f"B={row['batch']}, {row['threads']} threads"
+def label(row: Row) -> str:
+    return f"B={row['batch']}, {report.where(row['threads'])}"
 
 
-def figure_of(rows: Sequence[harness.Row], spent: dict[str, dict[str, float]]) -> Figure:
-    """Draw the times of each provider, and the parts of our step beside them."""
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for provider in PROVIDERS:
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
+    """Draw the times of each provider and, where they are known, the parts of our step."""
+    spent = {label(row): row for row in rows if f"ms_{PARTS[0]}" in row}
+    figure.set_size_inches(11, 4.5)
+    left, *right = figure.subplots(1, 2 if spent else 1, squeeze=False)[0]
+    for k, provider in enumerate(dict.fromkeys(row["provider"] for row in rows)):
         chosen = [row for row in rows if row["provider"] == provider]
         left.plot(
-            [case(row) for row in chosen],
+            [label(row) for row in chosen],
             [row["ms"] for row in chosen],
-            "_",
-            ms=14,
+            "_" if spent else "o-",
+            ms=14 if spent else 4,
             mew=2.5,
+            color=f"C{k}",
             label=provider,
         )
     left.set_yscale("log")
@@ -249,49 +307,50 @@ def figure_of(rows: Sequence[harness.Row], spent: dict[str, dict[str, float]]) -
     left.tick_params(axis="x", labelrotation=30)
     left.grid(alpha=0.3)
     left.legend(fontsize=8)
-    bottom = dict.fromkeys(spent, 0.0)
-    for group in next(iter(spent.values())):
-        shares = [100 * parts[group] / sum(parts.values()) for parts in spent.values()]
-        right.bar(list(spent), shares, bottom=list(bottom.values()), label=group)
-        bottom = {name: b + s for (name, b), s in zip(bottom.items(), shares, strict=True)}
-    right.set_ylabel("share of our step, %")
-    right.tick_params(axis="x", labelrotation=30)
-    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    for axes in right:
+        bottom = [0.0] * len(spent)
+        for part in PARTS:
+            shares = [
+                100 * row[f"ms_{part}"] / sum(row[f"ms_{p}"] for p in PARTS)
+                for row in spent.values()
+            ]
+            axes.bar(list(spent), shares, bottom=bottom, label=part)
+            bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+        axes.set_ylabel("share of our step, %")
+        axes.tick_params(axis="x", labelrotation=30)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def main() -> None:
-    parser = harness.arguments("Time a training step of STIB against what a user would write.")
-    parser.add_argument("--batches", type=int, nargs="+", default=None, metavar="B")
-    options = parser.parse_args()
-    batches = options.batches or ([60] if options.quick else [60, 1024, 16384])
-    rows: list[harness.Row] = []
-    spent: dict[str, dict[str, float]] = {}
-    machines = {}
-    with harness.exactly_backend(BACKEND):
-        same_gradients()
-        for thread_count in options.threads:
-            with harness.threads(thread_count):
-                machines[thread_count] = harness.measure_machine()
-                for batch in batches:
-                    new = list(measure(batch, 3 if options.quick else 15))
-                    rows += new
-                    parts = where_the_time_goes(batch)
-                    spent[case(new[0])] = parts
-                    print(f"\n{case(new[0])}\n\n{harness.markdown(new, TABLE)}\n", flush=True)
-                    shares = (
-                        f"{name} {ms:.2f} ms ({ms / sum(parts.values()):.0%})"
-                        for name, ms in parts.items()
-                    )
-                    print("ours, by the profiler: " + ", ".join(shares), flush=True)
-    lost = harness.losses(rows, "ours", BASELINES, case)
-    print("\nFaster than ours:", *(lost or ["none"]), sep="\n- ")
-    record = harness.environment() | {
-        "machine": {n: machine.record() for n, machine in machines.items()},
-        "milliseconds_of_our_step": spent,
-    }
-    harness.write(options.out, "training_step", rows, record, figure_of(rows, spent))
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = harness.Benchmark(
+    on={
+        "cpu": harness.On(
+            backend="cpp",
+            tests=("tests/training/test_step.py", "tests/training/test_objective.py"),
+            providers=tuple(PROVIDERS["cpu"]),
+            shapes={"paper": ("60",), "large": ("1024", "16384")},
+            quick=("60",),
+            kernels=("gaussian_mi", "gaussian_mi_backward"),
+        ),
+        "cuda": harness.On(
+            backend="triton",
+            tests=("tests/training/test_step_gpu.py",),
+            providers=tuple(PROVIDERS["cuda"]),
+            shapes={"paper": ("60",), "large": ("1024", "16384", "65536", "1000000")},
+            quick=("60",),
+            kernels=("gaussian_mi", "gaussian_mi_backward", "gaussian_mi_finalize"),
+        ),
+    },
+    parse=harness.parse_rows,
+    measure=measure,
+    table={
+        "provider": str,
+        **report.TIMES,
+        "over_best_eager": "{:.2f}x".format,
+        "times_products": "{:.2f}".format,
+        "launches": str,
+        "peak_extra_mb": "{:.0f}".format,
+        **{f"ms_{part}": "{:.2f}".format for part in PARTS},
+    },
+    draw=draw,
+    conclude=partial(report.losses, ours="ours", baselines=tuple(BASELINES)),
+)

@@ -22,7 +22,7 @@ from scipy.stats import multivariate_normal, multivariate_t
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks are not installed
-from benchmarks import distributions, estimators, harness
+from benchmarks import distributions, estimators, report
 from benchmarks.distributions import DISTRIBUTIONS, Distribution
 from stib_fast import functional as F
 
@@ -213,12 +213,12 @@ def test_neighbours_read_too_low_in_many_dimensions() -> None:
 def test_rows_and_figure(tmp_path: Path) -> None:
     chosen = estimators.ESTIMATORS[-2:]
     rows = [
-        row
+        row | {"threads": 1}
         for distribution in DISTRIBUTIONS[:3]
         for count in (100, 200)
-        for row in estimators.measure(distribution, chosen, count, seeds=3)
+        for row in estimators.estimates(distribution, chosen, count, seeds=3)
     ]
-    assert set(estimators.TABLE) <= set(rows[0])
+    assert set(estimators.BENCHMARK.table) <= set(rows[0])
     assert len(rows) == 12
     for row in rows:
         assert row["bias"] == row["estimate"] - row["truth"]
@@ -226,6 +226,5 @@ def test_rows_and_figure(tmp_path: Path) -> None:
         assert row["model_holds"] is True
     values = [gaussian(*DISTRIBUTIONS[0].sample(100, seed)).item() for seed in range(3)]
     assert rows[0]["estimate"] == statistics.fmean(values)
-    figure = estimators.figure_of(rows)
-    harness.write(tmp_path, "estimators", rows, harness.environment(), figure)
+    report.write(tmp_path, "estimators", rows, {}, estimators.draw)
     assert (tmp_path / "estimators.png").read_bytes().startswith(b"\x89PNG")
