@@ -39,7 +39,7 @@ SOURCES = {
         "csrc/one_hot_conv1d/cpu.cpp",
     ],
     "smiles": ["csrc/smiles/module.cpp"],
-    "cuda": ["csrc/smiles/cuda.cu"],
+    "cuda": ["csrc/gaussian_mi/cuda.cu", "csrc/smiles/cuda.cu"],
 }
 HEADERS = [str(path) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 # The extensions of the host; a GPU library may be missing where these are required.

@@ -24,14 +24,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stib_fast.kernels import knn_mi, one_hot, one_hot_conv1d
+from stib_fast.kernels import gaussian_mi, knn_mi, one_hot, one_hot_conv1d
+from tools.configurations import gaussian_mi as gaussian_mi_configurations
 from tools.configurations import knn_mi as knn_mi_configurations
 from tools.configurations import one_hot as one_hot_configurations
 
-MODULES = (one_hot, one_hot_conv1d, knn_mi)
+MODULES = (one_hot, one_hot_conv1d, knn_mi, gaussian_mi)
 CONFIGURATIONS: dict[str, Callable[[], Any]] = {
     **one_hot_configurations.CONFIGURATIONS,
     **knn_mi_configurations.CONFIGURATIONS,
+    **gaussian_mi_configurations.CONFIGURATIONS,
 }
 # Shared memory a program may have: CUDA programming guide, technical specifications.
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -54,7 +56,7 @@ class Launch(NamedTuple):
     """One kernel as its host function launches it."""
 
     kernel: Any
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], list[list[Any]]]
     options: dict[str, Any]
@@ -76,18 +78,25 @@ def _launch_of(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
     values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
     launch = Launch(kernel, {}, {}, {}, options)
     for i, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        if isinstance(value, torch.Tensor):
-            launch.signature[parameter.name] = f"*{TYPES[value.dtype]}"
-            launch.attributes[(i,)] = [["tt.divisibility", 16]]
-        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
-            launch.signature[parameter.name] = "constexpr"
-            launch.constants[(i,)] = value
-        else:
-            launch.signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                launch.attributes[(i,)] = [["tt.divisibility", 16]]
+        launch.signature[parameter.name] = _specialise(
+            values[parameter.name], parameter, (i,), launch
+        )
     return launch
+
+
+def _specialise(value: Any, parameter: Any, path: tuple[int, ...], launch: Launch) -> Any:
+    """The type of an argument, or of each in a tuple; notes its constant or attributes."""
+    if isinstance(value, tuple) and not parameter.is_constexpr:
+        return tuple(_specialise(x, parameter, (*path, i), launch) for i, x in enumerate(value))
+    if isinstance(value, torch.Tensor):
+        launch.attributes[path] = [["tt.divisibility", 16]]
+        return f"*{TYPES[value.dtype]}"
+    if parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
+        launch.constants[path] = value
+        return "constexpr"
+    if value % 16 == 0 and not parameter.do_not_specialize:
+        launch.attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 class _Recorder:

@@ -268,6 +268,18 @@ std::tuple<Tensor, Tensor> gaussian_mi(Tensor z, Tensor y, std::optional<Tensor>
   return {mi, state};
 }
 
+std::tuple<Tensor, Tensor> gaussian_mi_finalize(Tensor count, Tensor mean, Tensor scatter,
+                                                int64_t n, double eps, double unit_roundoff) {
+  const int64_t d = mean.numel();
+  STD_TORCH_CHECK(n > 0 && n < d, "gaussian_mi: n must lie between 0 and d");
+  Tensor mi = new_doubles(mean, {}), state = new_doubles(mean, {d + 2, d});
+  double* scale = data(state) + d;
+  std::copy_n(doubles(mean, d, "mean"), d, data(state));
+  *data(mi) = finalize(*doubles(count, 1, "count"), data(mean), doubles(scatter, d * d, "scatter"),
+                       n, d, eps, unit_roundoff, scale, scale + d);
+  return {mi, state};
+}
+
 std::tuple<Tensor, Tensor> gaussian_mi_backward(Tensor grad, Tensor z, Tensor y,
                                                 std::optional<Tensor> weight, Tensor state) {
   const Tensor tensors[] = {z, y};
@@ -292,5 +304,6 @@ STABLE_TORCH_LIBRARY_IMPL(stib_fast, CPU, m) {
   m.impl("moments", TORCH_BOX(&op::moments));
   m.impl("moments_apply", TORCH_BOX(&op::moments_apply));
   m.impl("gaussian_mi", TORCH_BOX(&op::gaussian_mi));
+  m.impl("gaussian_mi_finalize", TORCH_BOX(&op::gaussian_mi_finalize));
   m.impl("gaussian_mi_backward", TORCH_BOX(&op::gaussian_mi_backward));
 }

@@ -14,10 +14,9 @@
 #include <limits>
 #include <vector>
 
-namespace stib_fast::gaussian_mi {
+#include "correlation.h"
 
-// Keeps the factors of R_A and R_B defined when columns are collinear. Invisible otherwise.
-constexpr double kRidge = 1e-12;
+namespace stib_fast::gaussian_mi {
 
 // Row-major matrix of its own memory.
 class Matrix {
@@ -86,21 +85,6 @@ inline double row_product(const double* x, const double* y, int64_t columns) {
   return sum;
 }
 
-// scale_i = 1 / sqrt(S_ii), or 0 where column i is constant: S_ii <= count (8 u |mean|)^2.
-inline void column_scales(double count, const double* mean, const double* scatter, int64_t d,
-                          double unit_roundoff, double* scale) {
-  for (int64_t i = 0; i < d; ++i) {
-    const double spread = scatter[i * d + i];
-    const double rounding = 8 * unit_roundoff * std::abs(mean[i]);
-    scale[i] = spread <= count * rounding * rounding ? 0.0 : 1.0 / std::sqrt(spread);
-  }
-}
-
-inline double correlation(const double* scatter, const double* scale, int64_t d, int64_t i,
-                          int64_t j) {
-  return i == j ? 1.0 : scatter[i * d + j] * scale[i] * scale[j];
-}
-
 // Mutual information in nats between columns [0, n) and [n, d). `gradient` [d x d] receives dMI/dV
 // in units of the scaled columns: dMI/dx_r = ((x_r - mean) * scale) gradient * scale. Where the
 // count is below 2 or a factorisation fails (NaN or infinity in, or float32 products), all of it is
@@ -108,7 +92,8 @@ inline double correlation(const double* scatter, const double* scale, int64_t d,
 inline double finalize(double count, const double* mean, const double* scatter, int64_t n,
                        int64_t d, double eps, double unit_roundoff, double* scale,
                        double* gradient) {
-  column_scales(count, mean, scatter, d, unit_roundoff, scale);
+  for (int64_t i = 0; i < d; ++i)
+    scale[i] = column_scale(count, mean[i], scatter[i * d + i], unit_roundoff);
   const bool first_smaller = n <= d - n;
   const int64_t a_begin = first_smaller ? 0 : n, a_size = first_smaller ? n : d - n;
   const int64_t b_begin = first_smaller ? n : 0, b_size = d - a_size;

@@ -10,6 +10,7 @@ which is Eq. (8) and (9) of Wieser et al. 2020 for eps = 0, with the sign of Eq.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from stib_fast.backends import LIBRARY, backend_for
 from stib_fast.ops.moments import (
+    affine_rows,
+    are_interpreted,
     below_autograd,
     differentiable_vjp,
     moments_eager,
+    moments_triton,
     refuse_double_backward,
 )
 
@@ -33,12 +37,19 @@ LIBRARY.define(
     "gaussian_mi_backward(Tensor grad, Tensor z, Tensor y, Tensor? weight, Tensor state)"
     " -> (Tensor, Tensor)"
 )
+# The d x d step alone, on the moments in float64; n: the columns of z. mi is float64.
+LIBRARY.define(
+    "gaussian_mi_finalize(Tensor count, Tensor mean, Tensor scatter, int n, float eps,"
+    " float unit_roundoff) -> (Tensor mi, Tensor state)"
+)
 
 # Keeps the Cholesky factors of R_Z and R_Y defined when columns are collinear.
 RIDGE = 1e-12
 # Likewise that of the columns that are conditioned on, per column: above its rounding, and so far
 # below RIDGE that what it leaves of a column that they determine counts as noise.
 GIVEN_RIDGE = 1e-15
+# The CUDA kernel of `gaussian_mi_finalize` is one block, and its shared memory ends here.
+CUDA_COLUMNS = 128
 UNIT_ROUNDOFF = {
     torch.float32: 2.0**-24,
     torch.float64: 2.0**-53,
@@ -66,6 +77,14 @@ def _(
     grad: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     return z.new_empty(z.shape), y.new_empty(y.shape)
+
+
+@torch.library.register_fake("stib_fast::gaussian_mi_finalize", lib=LIBRARY)
+def _(
+    count: Tensor, mean: Tensor, scatter: Tensor, n: int, eps: float, unit_roundoff: float
+) -> tuple[Tensor, Tensor]:
+    d = mean.shape[0]
+    return mean.new_empty(()), mean.new_empty((d + 2, d))
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
@@ -143,6 +162,67 @@ def _with_unit_diagonal(matrix: Tensor) -> Tensor:
     return torch.where(eye == 1, eye, matrix)
 
 
+def finalize_state_eager(
+    count: Tensor, mean: Tensor, scatter: Tensor, n: int, eps: float, unit_roundoff: float
+) -> tuple[Tensor, Tensor]:
+    """The op `gaussian_mi_finalize` in plain PyTorch: no host sync, no gradient.
+
+    csrc/gaussian_mi/finalize.h has the formulas. NaN, but for mean and scale, where the count is
+    below 2 or a factorisation fails.
+    """
+
+    def solve(factor: Tensor, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(factor, x, upper=False)
+
+    def solve_transposed(factor: Tensor, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(factor.mT, x, upper=True)
+
+    spread = scatter.diagonal()
+    constant = spread <= count * (8 * unit_roundoff * mean).square()
+    scale = torch.where(constant, 0.0, 1 / spread.sqrt())
+    correlation = _with_unit_diagonal(scatter * scale[:, None] * scale)
+    eye = _eye(len(correlation), correlation)
+    ridged = correlation + RIDGE * eye
+    factor_z, factor_y = _cholesky(ridged[:n, :n]), _cholesky(ridged[n:, n:])
+    k = solve(factor_y, solve(factor_z, correlation[:n, n:]).mT).mT
+
+    c2 = (1 - eps) ** 2
+    smaller = k if k.shape[0] <= k.shape[1] else k.mT
+    root = _cholesky(_eye(len(smaller), k) - c2 * smaller @ smaller.mT)
+    mi = -root.diagonal().log().sum() * torch.where(count >= 2, 1.0, torch.nan)
+    w = c2 * solve_transposed(root, solve(root, smaller))
+    w = w if smaller is k else w.mT
+
+    w_z, k_z = solve_transposed(factor_z, w), solve_transposed(factor_z, k)
+    w_y, k_y = solve_transposed(factor_y, w.mT), solve_transposed(factor_y, k.mT)
+    cross = solve_transposed(factor_z, w_y.mT)
+    rows_z = torch.cat([-w_z @ k_z.mT, cross], dim=1)
+    rows_y = torch.cat([cross.mT, -w_y @ k_y.mT], dim=1)
+    gradient = torch.where(eye == 1, 0.0, torch.cat([rows_z, rows_y]))
+    # The scale of a column depends on its own S_ii: the unit diagonal's gradient is replaced.
+    gradient = torch.where(eye == 1, -(gradient * correlation).sum(1), gradient)
+    gradient = gradient * torch.where(mi.isnan(), torch.nan, 1.0)
+    return mi, torch.cat([mean[None], scale[None], gradient])
+
+
+# For every device without a kernel of its own.
+LIBRARY.impl("gaussian_mi_finalize", finalize_state_eager, "CompositeExplicitAutograd")
+refuse_double_backward("gaussian_mi_finalize")
+
+
+def finalize_state(
+    count: Tensor, mean: Tensor, scatter: Tensor, n: int, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Mutual information as float64, and what the backward needs, on the fastest kernel there is.
+
+    `dtype` is that of the sample.
+    """
+    arguments = (count, mean, scatter, n, eps, UNIT_ROUNDOFF[dtype])
+    if mean.is_cuda and len(mean) > CUDA_COLUMNS:
+        return finalize_state_eager(*arguments)
+    return torch.ops.stib_fast.gaussian_mi_finalize.default(*arguments)
+
+
 def gaussian_mi_eager(
     z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool
 ) -> Tensor:
@@ -151,16 +231,50 @@ def gaussian_mi_eager(
     return value.to(z.device, result_dtype(z.dtype))
 
 
+def gaussian_mi_triton(
+    z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool
+) -> tuple[Tensor, Tensor]:
+    """The op on a GPU, and on the CPU under the interpreter."""
+    moments = moments_triton((z, y), weight, fast)
+    mi, state = finalize_state(*moments, z.shape[1], eps, z.dtype)
+    return mi.to(result_dtype(z.dtype)), state
+
+
+def gaussian_mi_backward_triton(
+    grad: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The op on a GPU, and on the CPU under the interpreter."""
+    grad_z, grad_y = affine_rows((z, y), weight, state[0], state[1], state[2:], None, grad)
+    return grad_z, grad_y
+
+
+LIBRARY.impl("gaussian_mi", gaussian_mi_triton, "CUDA")
+LIBRARY.impl("gaussian_mi_backward", gaussian_mi_backward_triton, "CUDA")
+DISPATCHED = SimpleNamespace(
+    gaussian_mi=torch.ops.stib_fast.gaussian_mi.default,
+    gaussian_mi_backward=torch.ops.stib_fast.gaussian_mi_backward.default,
+)
+INTERPRETED = SimpleNamespace(
+    gaussian_mi=gaussian_mi_triton, gaussian_mi_backward=gaussian_mi_backward_triton
+)
+
+
 class _GaussianMI(torch.autograd.Function):
     """The compiled op in eager mode: a thinner boundary than the registered one's."""
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool
+        ctx: Any,
+        kernels: Any,
+        z: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        eps: float,
+        fast: bool,
     ) -> Tensor:
         with below_autograd():
-            mi, state = torch.ops.stib_fast.gaussian_mi.default(z, y, weight, eps, fast)
-        ctx.eps, ctx.fast = eps, fast
+            mi, state = kernels.gaussian_mi(z, y, weight, eps, fast)
+        ctx.kernels, ctx.eps, ctx.fast = kernels, eps, fast
         ctx.save_for_backward(z, y, weight, state)
         return mi
 
@@ -173,10 +287,10 @@ class _GaussianMI(torch.autograd.Function):
                 (z, y),
                 (grad,),
             )
-            return *vjp, None, None, None
-        op = torch.ops.stib_fast.gaussian_mi_backward.default
+            return None, *vjp, None, None, None
         with below_autograd():
-            return *op(grad, z, y, weight, state), None, None, None
+            rows = ctx.kernels.gaussian_mi_backward(grad, z, y, weight, state)
+        return None, *rows, None, None, None
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -197,8 +311,10 @@ refuse_double_backward("gaussian_mi_backward")
 
 def gaussian_mi(z: Tensor, y: Tensor, weight: Tensor | None, eps: float, fast: bool) -> Tensor:
     """Gaussian mutual information of checked parts on the backend in force, in nats."""
-    if backend_for(z.device) == "eager":
+    chosen = backend_for(z.device, ("cpp", "triton"))
+    if chosen == "eager":
         return gaussian_mi_eager(z, y, weight, eps, fast)
     if torch.compiler.is_compiling():
         return torch.ops.stib_fast.gaussian_mi(z, y, weight, eps, fast)[0]
-    return _GaussianMI.apply(z, y, weight, eps, fast)
+    kernels = INTERPRETED if are_interpreted(z, chosen) else DISPATCHED
+    return _GaussianMI.apply(kernels, z, y, weight, eps, fast)

@@ -7,6 +7,7 @@ Gaussian mutual information is an algebra of these moments: those of a union of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,6 +87,85 @@ def moments_eager(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) ->
     return count[0], mean, scatter
 
 
+def affine_rows(
+    parts: Sequence[Tensor],
+    weight: Tensor | None,
+    center: Tensor,
+    scale: Tensor,
+    matrix: Tensor,
+    shift: Tensor | None,
+    factor: Tensor | None,
+) -> list[Tensor]:
+    """Rows w ((x - center) * scale) matrix * scale * factor + w shift, on a GPU.
+
+    Likewise on the CPU under Triton's interpreter.
+    """
+    from stib_fast.kernels import gaussian_mi as kernels
+
+    _keep_in_bounds(parts, weight, len(center))
+    if len(center) <= kernels.MOST_COLUMNS:
+        return kernels.apply(parts, weight, center, scale, matrix, shift, factor)
+    # The matrix product dominates: it is the vendor's.
+    x = torch.cat([part.to(torch.float64) for part in parts], dim=1)
+    unit = scale if factor is None else scale * factor
+    rows = ((x - center) * scale) @ matrix * unit
+    rows = rows if shift is None else rows + shift
+    rows = rows if weight is None else weight[:, None] * rows
+    sizes = [part.shape[1] for part in parts]
+    return [row.contiguous() for row in rows.to(parts[0].dtype).split(sizes, dim=1)]
+
+
+def _keep_in_bounds(parts: Sequence[Tensor], weight: Tensor | None, columns: int) -> None:
+    """Refuse a direct call of the op whose kernel would read past an end."""
+    rows = len(parts[0])
+    if any(len(part) != rows or part.dtype != parts[0].dtype for part in parts):
+        raise ValueError("moments: parts must have the same rows and dtype")
+    if sum(part.shape[1] for part in parts) != columns:
+        raise ValueError(f"moments: the parts have not {columns} columns")
+    if weight is not None and (weight.shape != (rows,) or weight.dtype != torch.float64):
+        raise ValueError(f"moments: weight must be float64 of shape [{rows}]")
+
+
+def moments_triton(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Triple:
+    """The op on a GPU, and on the CPU under the interpreter."""
+    from stib_fast.kernels import gaussian_mi as kernels
+
+    columns = sum(part.shape[1] for part in parts)
+    _keep_in_bounds(parts, weight, columns)
+    if columns <= kernels.MOST_COLUMNS:
+        return kernels.moments(parts, weight, fast)
+    with torch.no_grad():
+        return moments_eager(parts, weight, fast)
+
+
+def moments_apply_triton(
+    parts: Sequence[Tensor],
+    weight: Tensor | None,
+    center: Tensor,
+    scale: Tensor,
+    matrix: Tensor,
+    shift: Tensor,
+) -> list[Tensor]:
+    """The op on a GPU, and on the CPU under the interpreter."""
+    center, scale, matrix, shift = (x.contiguous() for x in (center, scale, matrix, shift))
+    return affine_rows(parts, weight, center, scale, matrix, shift, None)
+
+
+LIBRARY.impl("moments", moments_triton, "CUDA")
+LIBRARY.impl("moments_apply", moments_apply_triton, "CUDA")
+# Under the interpreter there is no GPU for the dispatcher to find.
+DISPATCHED = SimpleNamespace(
+    moments=torch.ops.stib_fast.moments.default,
+    moments_apply=torch.ops.stib_fast.moments_apply.default,
+)
+INTERPRETED = SimpleNamespace(moments=moments_triton, moments_apply=moments_apply_triton)
+
+
+def are_interpreted(x: Tensor, chosen: str) -> bool:
+    """Whether Triton's kernels run on the CPU, where the dispatcher has others."""
+    return chosen == "triton" and x.device.type == "cpu"
+
+
 # The registered autograd of an op is Python of its own; an autograd.Function replaces it.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -122,10 +202,12 @@ class _Moments(torch.autograd.Function):
     """`moments` on the compiled backend, with its vector-Jacobian product."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor | None, fast: bool, *parts: Tensor) -> Triple:
+    def forward(
+        ctx: Any, kernels: Any, weight: Tensor | None, fast: bool, *parts: Tensor
+    ) -> Triple:
         with below_autograd():
-            count, mean, scatter = torch.ops.stib_fast.moments.default(parts, weight, fast)
-        ctx.fast = fast
+            count, mean, scatter = kernels.moments(parts, weight, fast)
+        ctx.kernels, ctx.fast = kernels, fast
         ctx.save_for_backward(weight, count, mean, scatter, *parts)
         ctx.mark_non_differentiable(count)
         return count, mean, scatter
@@ -137,13 +219,14 @@ class _Moments(torch.autograd.Function):
             vjp = differentiable_vjp(
                 lambda *views: moments_eager(views, weight, ctx.fast)[1:], parts, grads[1:]
             )
-            return None, None, *vjp
+            return None, None, None, *vjp
         with below_autograd():
-            rows = _moments_rows(parts, weight, count, mean, scatter, *grads[1:])
-        return None, None, *rows
+            rows = _moments_rows(ctx.kernels, parts, weight, count, mean, scatter, *grads[1:])
+        return None, None, None, *rows
 
 
 def _moments_rows(
+    kernels: Any,
     parts: Sequence[Tensor],
     weight: Tensor | None,
     count: Tensor,
@@ -159,7 +242,7 @@ def _moments_rows(
     scale = torch.where(spread > 0, spread, torch.ones_like(spread)).rsqrt()
     matrix = (grad_scatter + grad_scatter.mT) / (scale[:, None] * scale)
     shift = grad_mean / torch.where(count > 0, count, torch.ones_like(count))
-    return torch.ops.stib_fast.moments_apply(parts, weight, mean, scale, matrix, shift)
+    return kernels.moments_apply(parts, weight, mean, scale, matrix, shift)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
@@ -169,7 +252,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[list[Tensor], None, None]:
     weight, count, mean, scatter, *parts = ctx.saved_tensors
-    return _moments_rows(parts, weight, count, mean, scatter, *grads[1:]), None, None
+    rows = _moments_rows(DISPATCHED, parts, weight, count, mean, scatter, *grads[1:])
+    return rows, None, None
 
 
 torch.library.register_autograd(
@@ -180,11 +264,13 @@ refuse_double_backward("moments_apply")
 
 def moments(parts: Sequence[Tensor], weight: Tensor | None, fast: bool) -> Triple:
     """Count, mean and scatter of checked parts on the backend in force."""
-    if backend_for(parts[0].device) == "eager":
+    chosen = backend_for(parts[0].device, ("cpp", "triton"))
+    if chosen == "eager":
         return moments_eager(parts, weight, fast)
     if torch.compiler.is_compiling():
         return torch.ops.stib_fast.moments(parts, weight, fast)
-    return _Moments.apply(weight, fast, *parts)
+    kernels = INTERPRETED if are_interpreted(parts[0], chosen) else DISPATCHED
+    return _Moments.apply(kernels, weight, fast, *parts)
 
 
 def check_parts(names: Sequence[str], parts: Sequence[Tensor]) -> None:

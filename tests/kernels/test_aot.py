@@ -19,6 +19,9 @@ TESTED = [
     *("conv1d gradient bfloat16 F=128", "conv1d gradient float64 F=128"),
     *("conv1d gradient float32 far", "conv1d gradient float32 ones"),
     *("knn_radii float32 k=20 variant 2", "knn_radii float64 k=255", "knn_counts float32 d=16"),
+    *("moments float32 d=18", "moments bfloat16 d=18 weighted", "moments float64 d=64 weighted"),
+    *("moments float32 d=32 fast", "moments float64 d=128 weighted fast", "apply float32 d=18"),
+    *("apply float32 d=128", "apply float64 d=128 weighted shifted"),
 ]
 
 
