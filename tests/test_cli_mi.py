@@ -113,11 +113,55 @@ def test_subsamples(folder, columns, capsys):
     facts = json_of(capsys, *options)
     assert (facts["mi"], facts["standard_error"]) == expected
     assert (facts["subsample"], facts["repetitions"], facts["rows_used"]) == (50, 6, ROWS)
+    assert facts["rows_dropped"]["left over by subsampling"] == 0
     assert json_of(capsys, *options[:-3], "20")["repetitions"] == 10
     assert main(["mi", *options]) == 0
     out = capsys.readouterr().out
     assert f"{expected.value:.4f} ± {expected.standard_error:.4f} nats\n" in out
     assert "knn, k 4, variant 1, subsample 50, repetitions 6\n" in out
+
+
+def test_rows_left_over_by_subsampling(folder, capsys):
+    options = ["t.csv", "--x", "a", "--y", "b", "--subsample", "70"]
+    facts = json_of(capsys, *options)
+    assert (facts["repetitions"], facts["rows_used"]) == (4, 280)
+    assert facts["rows_dropped"]["left over by subsampling"] == 20
+    assert main(["mi", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split("  ") == ["dropped: left over by subsampling", "20"]
+
+
+@pytest.mark.parametrize("size", [2.0**665, 2.0**-665, 1e200, 1e-200, 2e307])
+@pytest.mark.parametrize("estimator", ["gaussian", "copula"])
+def test_columns_of_any_size(estimator, size, folder, columns, capsys):
+    np.savez("sizes.npz", big=columns["a"] * size, **columns)
+    options = ["--y", "b", "--given", "c", "--estimator", estimator]
+    facts = json_of(capsys, "sizes.npz", "--x", "big", *options)
+    expected = json_of(capsys, "sizes.npz", "--x", "a", *options)["mi"]
+    # A power of two changes no bit; other factors round each value once, by 2^-53.
+    tolerance = 0 if math.frexp(size)[0] == 0.5 else 1e-12
+    assert facts["mi"] == pytest.approx(expected, rel=tolerance, abs=0)
+    assert facts["warnings"] == []
+
+
+def test_knn_of_columns_of_any_size(folder, columns, capsys):
+    for size in (2.0**665, 2.0**-665):
+        np.savez("sizes.npz", **{name: column * size for name, column in columns.items()})
+        facts = json_of(capsys, "sizes.npz", "--x", "a", "--y", "b")
+        assert facts["mi"] == json_of(capsys, "t.npz", "--x", "a", "--y", "b")["mi"]
+
+
+@pytest.mark.parametrize("estimator", ["gaussian", "knn"])
+def test_no_estimate_is_nan(estimator, folder, capsys, monkeypatch):
+    nan = torch.tensor(math.nan)
+    monkeypatch.setattr(F, f"{estimator}_mi", lambda *sides, **settings: nan)
+    assert main(["mi", "t.csv", "--x", "a", "--y", "b", "--estimator", estimator, "--json"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error == (
+        f"stib: --estimator {estimator} finds no finite value; leave out columns that others "
+        "determine, or take another estimator\n"
+    )
 
 
 def test_rows_without_a_number(folder, capsys):
@@ -160,6 +204,17 @@ def test_warnings(folder, columns, capsys):
     assert error.count("\n") == 3
 
 
+def test_spreads_are_compared_with_the_least(folder, columns, capsys):
+    sizes = {"narrow": 1, "middle": 5, "wide": 20}
+    np.savez("odd.npz", **{name: size * columns["a"] for name, size in sizes.items()})
+    assert main(["mi", "odd.npz", "--x", "wide", "narrow", "--y", "middle"]) == 0
+    spread = columns["a"].std()
+    assert capsys.readouterr().err.startswith(
+        f"stib: warning: the standard deviations of columns narrow ({spread:.3g}) and wide "
+        f"({20 * spread:.3g}) differ much"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -178,16 +233,35 @@ def test_warnings(folder, columns, capsys):
         ("date.parquet --x a --y day", "column 'day' holds timestamp["),
         ("t.csv --x a a --y b", "column 'a' is asked for more than once (--x)"),
         ("t.csv --x a --y b a", "column 'a' is asked for more than once (--x, --y)"),
-        ("t.csv --x a --y b --k 300", "k must be at least 1 and less than the number of rows 300"),
-        ("t.csv --x a --y b --k 0", "k must be at least 1"),
+        (
+            "t.csv --x a --y b --k 300",
+            "t.csv: rows with a number in every column: 300; --k 300 needs 301",
+        ),
+        ("t.csv --x a --y b --k 0", "--k: must be an integer of at least 1; got 0"),
+        ("t.csv --x a --y b --k 2.5", "--k: must be an integer of at least 1; got 2.5"),
+        ("t.csv --x a --y b --variant 3", "--variant: invalid choice: 3 (choose from 1, 2)"),
         ("t.csv --x a --y b --given c", "--given: there is no conditional k-NN estimator; use"),
         ("t.csv --x a --y b --estimator copula --k 5", "--k is for --estimator knn, not copula"),
         ("t.csv --x a --y b --estimator gaussian --variant 1", "--variant is for --estimator knn"),
-        ("t.csv --x a --y b --subsample 200", "take a smaller subsample"),
-        ("t.csv --x a --y b --subsample 0", "subsample must be more than k = 20"),
+        (
+            "t.csv --x a --y b --subsample 200",
+            "--subsample 200: two disjoint subsamples of 200 need 400 rows; t.csv has 300: take at "
+            "most 150",
+        ),
+        ("t.csv --x a --y b --subsample 20", "--subsample must be more than --k, 20; got 20"),
+        ("t.csv --x a --y b --subsample 1.5", "--subsample: must be an integer of at least 1"),
         ("t.csv --x a --y b --estimator tree", "invalid choice"),
         ("t.csv --x a", "y"),
-        ("odd.npz --x a --y b --estimator copula --given d", "x has 3 rows; 4 are needed"),
+        (
+            "odd.npz --x a --y b --estimator copula --given d",
+            "odd.npz: rows with a number in every column: 3; --estimator copula with 3 columns "
+            "needs 4 at least",
+        ),
+        (
+            "one.csv --x a --y b --estimator gaussian",
+            "one.csv: rows with a number in every column: 1; --estimator gaussian with 2 columns",
+        ),
+        ("one.csv --x a --y b", "one.csv: rows with a number in every column: 1; --k 20 needs 21"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(folder, capsys, arguments, message):
@@ -197,6 +271,7 @@ def test_errors_are_one_line_and_exit_code_2(folder, capsys, arguments, message)
         short=three[:2],
     )  # fmt: skip
     Path("bad.npz").write_bytes(b"PK\x03\x04 nothing")
+    Path("one.csv").write_text("a,b\n1,2\n")
     Path("empty.csv").write_text("a,b\n")
     Path("nan.csv").write_text("a,b\n1,\n,2\n")
     day = pa.array([1, 2], pa.timestamp("s"))

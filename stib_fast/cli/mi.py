@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import jsonargparse
 import numpy
@@ -41,13 +42,13 @@ def add_to(commands: Commands) -> None:
         help="nearest neighbours (Kraskov et al. 2004; the scale of each column counts), or "
         "Gaussian, of the columns or of their ranks, less its bias (Ince et al. 2017)",
     )
-    mi.add_argument("--k", type=int, help=f"neighbours; knn only; default: {K}")
+    mi.add_argument("--k", type=_count, help=f"neighbours; knn only; default: {K}")
     mi.add_argument(
-        "--variant", type=Literal[1, 2], help=f"Kraskov's algorithm; default: {VARIANT}"
+        "--variant", type=_count, choices=[1, 2], help=f"Kraskov's algorithm; default: {VARIANT}"
     )
     mi.add_argument(
         "--subsample",
-        type=int,
+        type=_count,
         metavar="ROWS",
         help=f"average over up to {REPETITIONS} disjoint random subsamples of so many rows, with "
         "the standard error; knn only; default: all rows at once",
@@ -63,16 +64,31 @@ def add_to(commands: Commands) -> None:
     commands.add_subcommand("mi", mi)
 
 
+def _count(value: str | int) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {value}")
+    return int(value)
+
+
 def _mi(options: jsonargparse.Namespace) -> None:
     _check(options)
     columns = read_columns(options.file, [*options.x, *options.y, *options.given])
     columns, dropped = _complete_rows(options.file, columns, options.nan)
+    rows = len(next(iter(columns.values())))
+    settings = _settings(options, rows)
+    _check_rows(options, settings, columns, rows)
     warnings = _warnings(columns, options.estimator)
     for warning in warnings:
         print(f"stib: warning: {warning}", file=sys.stderr)
+    if options.estimator == "gaussian":
+        # It is the same for columns of any size, but sums squares.
+        columns = {name: _scaled(column)[0] for name, column in columns.items()}
     parts = [_side(columns, names) for names in (options.x, options.y, options.given) if names]
-    settings = _settings(options, len(parts[0]))
     nats, standard_error = _estimate(options.estimator, parts, settings)
+    used = rows
+    if "subsample" in settings:
+        used = settings["repetitions"] * settings["subsample"]
+        dropped["left over by subsampling"] = rows - used
     size = NATS_PER_UNIT[options.unit]
     facts = {
         "mi": nats / size,
@@ -83,7 +99,7 @@ def _mi(options: jsonargparse.Namespace) -> None:
         "x": options.x,
         "y": options.y,
         "given": options.given,
-        "rows_used": len(parts[0]),
+        "rows_used": used,
         "rows_dropped": dropped,
         "warnings": warnings,
     }
@@ -137,17 +153,17 @@ def _rows_where(test: Any, column: NDArray[numpy.float64]) -> NDArray[numpy.bool
 
 
 def _warnings(columns: Columns, estimator: str) -> list[str]:
-    names, spreads = [], []
+    found, varying = [], []
     for name, column in columns.items():
-        names += [name] if column.ndim == 1 else [f"{name}[{i}]" for i in range(column.shape[1])]
-        same = numpy.all(column == column[:1], axis=0)
-        spreads += numpy.where(same, 0, column.std(axis=0)).reshape(-1).tolist()
-    found = [
-        f"column {name} is constant: it carries nothing"
-        for name, spread in zip(names, spreads, strict=True)
-        if spread == 0
-    ]
-    varying = sorted((spread, name) for name, spread in zip(names, spreads, strict=True) if spread)
+        names = [name] if column.ndim == 1 else [f"{name}[{i}]" for i in range(column.shape[1])]
+        constant = numpy.all(column == column[:1], axis=0).reshape(-1)
+        found += [
+            f"column {names[i]} is constant: it carries nothing" for i in constant.nonzero()[0]
+        ]
+        scaled, exponent = _scaled(column)
+        spreads = numpy.ldexp(scaled.std(axis=0), exponent).reshape(-1).tolist()
+        varying += [(spreads[i], names[i]) for i in (~constant).nonzero()[0]]
+    varying.sort()
     if estimator == "knn" and varying and varying[-1][0] > UNEQUAL_SPREADS * varying[0][0]:
         (least, narrow), (most, wide) = varying[0], varying[-1]
         found.append(
@@ -155,6 +171,14 @@ def _warnings(columns: Columns, estimator: str) -> list[str]:
             "differ much: neighbours in the maximum norm are those in the wide one; rescale them"
         )
     return found
+
+
+def _scaled(
+    column: NDArray[numpy.float64],
+) -> tuple[NDArray[numpy.float64], NDArray[numpy.int32]]:
+    """The column within -1 and 1, and the power of two it was divided by, which is exact."""
+    exponent = numpy.frexp(numpy.abs(column).max(axis=0))[1]
+    return numpy.ldexp(column, -exponent), exponent
 
 
 def _side(columns: Columns, names: list[str]) -> Tensor:
@@ -171,17 +195,52 @@ def _settings(options: jsonargparse.Namespace, rows: int) -> dict[str, Any]:
     }
     if options.subsample is None:
         return settings
-    repetitions = min(REPETITIONS, rows // max(options.subsample, 1))
-    return settings | {"subsample": options.subsample, "repetitions": repetitions}
+    size, k = options.subsample, settings["k"]
+    if size <= k:
+        raise ValueError(f"--subsample must be more than --k, {k}; got {size}")
+    if 2 * size > rows:
+        raise ValueError(
+            f"--subsample {size}: two disjoint subsamples of {size} need {2 * size} rows; "
+            f"{options.file} has {rows}: take at most {rows // 2}"
+        )
+    return settings | {"subsample": size, "repetitions": min(REPETITIONS, rows // size)}
+
+
+def _check_rows(
+    options: jsonargparse.Namespace, settings: dict[str, Any], columns: Columns, rows: int
+) -> None:
+    if options.estimator == "knn":
+        least, why = settings["k"] + 1, f"--k {settings['k']}"
+    else:
+        total = sum(1 if column.ndim == 1 else column.shape[1] for column in columns.values())
+        least, why = total + 1, f"--estimator {options.estimator} with {total} columns"
+    if rows < least:
+        raise ValueError(
+            f"{options.file}: rows with a number in every column: {rows}; {why} needs {least} at "
+            "least"
+        )
 
 
 def _estimate(
     estimator: str, parts: list[Tensor], settings: dict[str, Any]
 ) -> tuple[float, float | None]:
     """Nats, and their standard error where it is known."""
-    x, y, *given = parts
+    nats: float
+    error: float | None
     if "subsample" in settings:
-        return functional.knn_mi_subsampled(x, y, **settings)
+        nats, error = functional.knn_mi_subsampled(parts[0], parts[1], **settings)
+    else:
+        nats, error = _of_all_rows(estimator, parts, settings), None
+    if not math.isfinite(nats + (error or 0)):
+        raise ValueError(
+            f"--estimator {estimator} finds no finite value; leave out columns that others "
+            "determine, or take another estimator"
+        )
+    return nats, error
+
+
+def _of_all_rows(estimator: str, parts: list[Tensor], settings: dict[str, Any]) -> float:
+    x, y, *given = parts
     if estimator == "knn":
         value = functional.knn_mi(x, y, **settings)
     elif estimator == "copula" and given:
@@ -192,7 +251,7 @@ def _estimate(
         value = functional.gaussian_cmi(x, y, *given, bias_correction=True)
     else:
         value = functional.gaussian_mi(x, y, bias_correction=True)
-    return value.item(), None
+    return value.item()
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 # What a cell of text without a number says, in lower case.
 MISSING = ("", "na", "n/a", "nan", "null", "none")
+INTEGERS_END = 2**53  # from here float64 skips some
 
 
 def read_columns(path: str | Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -45,8 +46,9 @@ def read_columns(path: str | Path, names: Sequence[str]) -> dict[str, NDArray[np
         The file cannot be read.
     ValueError
         A column that is missing (the message lists those that are there), appears or is asked for
-        more than once, or holds no numbers (naming column and row, from 1 after the header); arrays
-        of different lengths; no rows; a damaged file, or one of another kind.
+        more than once, or holds no numbers (naming column and row, from 1 after the header) or
+        integers that float64 rounds; arrays of different lengths, or of objects; no rows; a damaged
+        file, or one of another kind.
 
     Examples
     --------
@@ -83,6 +85,11 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        if "Object arrays" in str(error):
+            raise ValueError(
+                f"{path}: array {name!r} is an object array, which is pickled and not read; save "
+                "array.astype(float) instead"
+            ) from error
         raise ValueError(f"{path}: not a readable npz file ({error})") from error
     for name in names:
         if name not in found:
@@ -93,7 +100,12 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
                 f"{path}: array {name!r} is {array.dtype} {array.shape}, not numbers [n] or "
                 "[n, columns]"
             )
-    return {name: array.astype(np.float64) for name, array in found.items()}
+    columns = {name: array.astype(np.float64) for name, array in found.items()}
+    for name, numbers in columns.items():
+        if found[name].dtype.kind in "iu":
+            big = np.abs(numbers) >= INTEGERS_END
+            _refuse_rounded(path, name, found[name][big].tolist(), numbers[big].tolist())
+    return columns
 
 
 def _cells(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -113,4 +125,18 @@ def _numbers(path: Path, name: str, column: pyarrow.Array, first_row: int) -> ND
         if isinstance(cell, str) and cell.strip().lower() not in MISSING:
             place = f"{path}: column {name!r}, row {first_row + row + 1}"
             raise ValueError(f"{place}: {cell!r} is not a number")
+    big = np.flatnonzero(np.abs(numbers) >= INTEGERS_END).tolist()
+    _refuse_rounded(path, name, [column[row].as_py() for row in big], numbers[big].tolist())
     return numbers
+
+
+def _refuse_rounded(
+    path: Path, name: str, cells: Sequence[object], numbers: Sequence[float]
+) -> None:
+    for cell, number in zip(cells, numbers, strict=True):
+        text = str(cell)
+        if text.lstrip("+-").isdecimal() and int(text) != number:
+            raise ValueError(
+                f"{path}: column {name!r} holds the integer {text}, which float64 rounds; subtract "
+                "an offset from the column, or store it as floating-point numbers"
+            )

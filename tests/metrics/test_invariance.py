@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stib_fast.functional import knn_mi
-from stib_fast.metrics.invariance import NOISE_SEED, invariance
+from stib_fast.metrics.invariance import NOISE_SEED, invariance, posterior_draw
 from stib_fast.metrics.probes import probe_r2
 
 KEYS = [
@@ -71,6 +71,18 @@ def test_figures_are_those_of_the_parts() -> None:
     assert figures["mi_bits_whitened"] == pytest.approx(
         float(knn_mi(whitened, y, 5, seed=7)) / math.log(2), abs=1e-6
     )
+
+
+def test_seed_breaks_ties_of_the_sampled_figure() -> None:
+    # Each value of Y in four rows, a step of 1 apart, and k = 5: the jitter decides which rows that
+    # are a step away are nearer than the fifth neighbour.
+    y = torch.arange(40).remainder(10).double()[:, None]
+    mu = y + normal(40, 1, seed=18).double()
+    log_sigma = torch.tensor([-9.0])
+    z0 = posterior_draw(mu, log_sigma, 7)
+    of_seed = {seed: float(knn_mi(z0, y, 5, seed=seed)) / math.log(2) for seed in (0, 7)}
+    assert of_seed[0] != of_seed[7]
+    assert invariance(mu, log_sigma, y, k=5, seed=7)["mi_bits_sampled"] == of_seed[7]
 
 
 def test_whitened_figure_does_not_change_under_a_linear_map() -> None:
