@@ -44,7 +44,7 @@ BACKENDS = ("cpp", "triton")
 # The compiled kernels insert into a list of k neighbours, in registers on a GPU. Beyond, the tree
 # and plain PyTorch, which sort, are faster (one core, n = 5,000, k = 500: 0.8 s against 2.3 s).
 MOST_NEIGHBOURS = 255
-TREE_ROWS = 1024  # that the tree is asked for in a call
+TREE_ROWS = 4096  # that the tree is asked for in a call
 LEAF = 256  # rows that the compiled kernels look at together
 # The first call of an op takes as many rows as it computes so many distances in a column for each
 # thread, a tenth of a second without pruning; calls grow while they take less than RANGE_SECONDS.
