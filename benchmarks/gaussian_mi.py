@@ -9,7 +9,8 @@ Passes: forward, backward, both, and the stages that a large batch goes through,
 `apply`, alone. The floor is their traffic at the bandwidth of a copy: moments reads the inputs,
 apply reads them and writes the gradients. The limit is the longer of the floor and of the
 arithmetic (half of the scatter, d (d + 1) / 2 multiply-adds a row in the precision of the products,
-and d^2 in float32 for the gradient) at the rate of a matrix product.
+and d^2 in float32 for the gradient) at the rate of a matrix product. On a GPU the gradient's
+products are three of TF32 on the tensor cores, so that where they dominate the share can pass 100%.
 
 Small batches also get rows that show the boundary alone: the two ops called without autograd, and
 an `autograd.Function` that computes nothing.
@@ -243,7 +244,10 @@ def memory_step(shape: Shape, device: torch.device, name: str) -> Callable[[], o
 def gradient_errors(
     values: Mapping[str, Value], inputs: tuple[Tensor, ...], half: bool
 ) -> dict[str, float]:
-    """Relative errors of the providers' gradients; raises where one or a value is wrong."""
+    """Relative errors of the gradients of the providers that are right; raises where ours is not.
+
+    A float32 baseline that its own rounding spoils is left out, and the terminal says so.
+    """
     z, y, _ = inputs
     expected = cache(lambda eps: reference(z, y, eps))
     errors = {}
@@ -254,7 +258,13 @@ def gradient_errors(
         errors[name] = harness.relative_error(gradients, gradients_expected)
         worst = max(errors[name], harness.relative_error([found], [value_expected]))
         tolerance = max(provider.tolerance, HALF_TOLERANCE if half else 0)
-        harness.require_agreement(name, worst, tolerance)
+        try:
+            harness.require_agreement(name, worst, tolerance)
+        except harness.Disagreement as wrong:
+            if name.startswith("ours"):
+                raise
+            print(f"LEFT OUT: {wrong}", flush=True)
+            del errors[name]
     return errors
 
 
@@ -265,6 +275,7 @@ def measure(shape: Shape, names: Sequence[str], setting: harness.Setting) -> Ite
     sets = input_sets(shape, harness.rotation_size(shape.bytes, device), device)
     values = {name: PROVIDERS[name].make() for name in names}
     errors = gradient_errors(values, sets[0], shape.dtype.itemsize < 4)
+    values = {name: values[name] for name in errors}
     once = {name: partial(harness.both, value, *sets[0]) for name, value in values.items()}
     peaks = harness.peak_memory(once, partial(memory_step, shape, device), setting)
     for pass_, calls, inputs in harness.passes(values, sets):

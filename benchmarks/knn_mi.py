@@ -12,7 +12,8 @@ jitter; its dtype is in its row. The baselines, which know float64 only, are
 The limit is three operations (subtraction, size, maximum) a column and pair of rows, in two passes
 (the joint space, and its two sides), at the rate of `knn_counts` on uniform points that fill every
 box, where nothing is skipped, out of the cache. What is skipped elsewhere can take the share of the
-limit above 100 %. On a GPU the rate is a third of the multiply-adds of a matrix product. A provider
+limit above 100 %. On a GPU the rate is a third of the multiply-adds of a matrix product, which in
+float64 the tensor cores make, and these can do no maximum: the share reads low there. A provider
 that takes long is timed once, and its memory is not measured.
 """
 

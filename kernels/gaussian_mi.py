@@ -19,8 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_COLUMNS = 128  # past them rows are the vendor's matrix products
-WARPS = 2048  # of moments, and programs of apply: they fill any GPU a few times
-PROGRAMS = 1024
+# Of moments: an H200 holds some 1,600 at a time, with as many registers as they have.
+WARPS = 4096
+PARTIALS = 2**21  # most entries of the scatters of all chunks: 16 MB
+PROGRAMS = 1024  # of apply
 
 
 @triton.jit
@@ -194,20 +196,23 @@ def moments_kernel(
                 second_products = add_products(weighted, y, second_products)
 
     total = tl.sum(count, 0) if WEIGHTED else rows.to(tl.float64)
-    tl.store(counts + chunk, total)
+    # One of the programs that have a block of columns writes its mean: the same bits each time.
+    tl.store(counts + chunk, total, mask=tl.program_id(2) == 0)
+    own = tl.where(tl.program_id(1) == tl.program_id(2), D, 0)
     safe_total = tl.where(total > 0, total, 1)
     means += chunk * D
     scatters += chunk * D * D
     first_sum = tl.sum(first_sums, 0).to(tl.float64)
     origin = tl.where(total > 0, first_origin.to(tl.float64), 0)
-    tl.store(means + first, origin + first_sum / safe_total, mask=first < D)
+    tl.store(means + first, origin + first_sum / safe_total, mask=first < own)
     if not TILED:
         scatter = about_mean(first_products, first_sum, first_sum, safe_total)
         store_symmetric(scatters, first, first, scatter, D)
     if SECOND > 0:
         second_sum = tl.sum(second_sums, 0).to(tl.float64)
-        origin = tl.where(total > 0, second_origin.to(tl.float64), 0)
-        tl.store(means + second, origin + second_sum / safe_total, mask=second < D)
+        if not TILED:
+            origin = tl.where(total > 0, second_origin.to(tl.float64), 0)
+            tl.store(means + second, origin + second_sum / safe_total, mask=second < D)
         scatter = about_mean(cross_products, first_sum, second_sum, safe_total)
         store_symmetric(scatters, first, second, scatter, D)
         if not TILED:
@@ -372,8 +377,10 @@ def moments(
     warps = 4 if first == 32 else 2 if second == 16 else 1
     tiles = triton.cdiv(d, first) if d > 64 else 1
     tile = 16
+    programs = tiles * (tiles + 1) // 2 * warps
+    chunks = min(WARPS // programs, PARTIALS // d**2)
     # At least so many rows that a program pays for its part of the merge.
-    chunk_rows = max(128, triton.cdiv(rows, WARPS // warps * tile) * tile)
+    chunk_rows = max(128, triton.cdiv(rows, chunks * tile) * tile)
     chunks = triton.cdiv(rows, chunk_rows)
     partials = (count, mean, scatter)
     if chunks > 1:

@@ -39,11 +39,31 @@ def smiles() -> None:
 
 
 def gaussian_mi() -> None:
-    """Forward and backward, in a wide and a narrow dtype, up to 64 columns."""
-    for n, m in ((2, 2), (9, 9), (33, 31)):
+    """Forward and backward, in a wide and a narrow dtype, up to all the columns of the kernels."""
+    for n, m in ((2, 2), (9, 9), (33, 31), (64, 64)):
         for dtype in (torch.float32, torch.bfloat16):
             z, y = (torch.randn(301, k, device="cuda", dtype=dtype) for k in (n, m))
             F.gaussian_mi(z.requires_grad_(), y.requires_grad_()).backward()
+
+
+def gaussian_mi_of_weighted_strided_rows() -> None:
+    """Every second column and row, in float64."""
+    z, y = (torch.randn(602, 14, device="cuda", dtype=torch.float64)[::2, ::2] for _ in range(2))
+    weight = torch.rand(301, device="cuda", dtype=torch.float64)
+    F.gaussian_mi(z.requires_grad_(), y.requires_grad_(), weight=weight).backward()
+
+
+def gaussian_mi_fast() -> None:
+    """Products in float32."""
+    z, y = (torch.randn(301, 9, device="cuda", requires_grad=True) for _ in range(2))
+    F.gaussian_mi(z, y, precision="fast").backward()
+
+
+def moments() -> None:
+    """Three parts, with a gradient into the means too."""
+    parts = [torch.randn(301, k, device="cuda", requires_grad=True) for k in (7, 1, 10)]
+    found = F.moments(*parts)
+    (found.scatter.square().sum() + found.mean.sum()).backward()
 
 
 def gaussian_mi_finalize() -> None:
@@ -55,9 +75,10 @@ def gaussian_mi_finalize() -> None:
 
 
 def knn_mi() -> None:
-    """More points than a program takes."""
+    """Both algorithms, of more points than a program takes."""
     x, y = torch.randn(2, 130, 3, device="cuda")
-    F.knn_mi(x, y, k=3)
+    for variant in (1, 2):
+        F.knn_mi(x, y, k=3, variant=variant)
 
 
 CALLS: tuple[Callable[[], None], ...] = (
@@ -65,6 +86,9 @@ CALLS: tuple[Callable[[], None], ...] = (
     one_hot_conv1d,
     smiles,
     gaussian_mi,
+    gaussian_mi_of_weighted_strided_rows,
+    gaussian_mi_fast,
+    moments,
     gaussian_mi_finalize,
     knn_mi,
 )

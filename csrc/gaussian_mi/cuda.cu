@@ -73,15 +73,17 @@ void launch(const FinalizeArguments& arguments, const Tensor& like) {
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &current));
   const auto stream = static_cast<cudaStream_t>(current);
-  if (bytes > without_asking && bytes > shared_memory_of(like.get_device_index())) {
+  const int64_t most =
+      bytes > without_asking ? shared_memory_of(like.get_device_index()) : without_asking;
+  if (bytes > most) {
     const Tensor memory = torch::stable::new_empty(like, {size});
     finalize_in_global<<<1, threads, 0, stream>>>(arguments,
                                                   static_cast<double*>(memory.data_ptr()));
   } else {
+    // Always the most there is: another thread's call for less could come before the launch.
     if (bytes > without_asking)
-      STD_CUDA_CHECK(cudaFuncSetAttribute(finalize_in_shared,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          static_cast<int>(bytes)));
+      STD_CUDA_CHECK(cudaFuncSetAttribute(
+          finalize_in_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)));
     finalize_in_shared<<<1, threads, static_cast<size_t>(bytes), stream>>>(arguments);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();

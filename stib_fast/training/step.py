@@ -117,10 +117,15 @@ class Replayed:
             return self._warm_up(inputs)
         if self._graph is None:
             self._inputs = tuple(part.clone() for part in inputs)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
                 self._outputs = self._function(*self._inputs)
+            self._graph = graph
         for static, part in zip(self._inputs, inputs, strict=True):
+            if static.shape != part.shape:
+                raise ValueError(
+                    f"a captured step takes {tuple(static.shape)}, got {tuple(part.shape)}"
+                )
             static.copy_(part)
         self._graph.replay()
         return self._outputs

@@ -172,11 +172,20 @@ def test_reference_is_the_gaussian_value():
 
 
 @needs_library
-def test_a_wrong_provider_ends_the_benchmark(monkeypatch):
+def test_ours_when_wrong_ends_the_benchmark(monkeypatch):
     wrong = gaussian_mi.exact(lambda z, y: 1.001 * gaussian_mi.F.gaussian_mi(z, y), eps=1e-9)
-    monkeypatch.setattr(gaussian_mi, "PROVIDERS", {"wrong": wrong})
-    with pytest.raises(harness.Disagreement, match="wrong"):
-        list(gaussian_mi.measure(SHAPE, ["wrong"], SETTING))
+    monkeypatch.setattr(gaussian_mi, "PROVIDERS", {"ours": wrong})
+    with pytest.raises(harness.Disagreement, match="ours"):
+        list(gaussian_mi.measure(SHAPE, ["ours"], SETTING))
+
+
+@needs_library
+def test_a_baseline_that_its_rounding_spoils_is_left_out_visibly(monkeypatch, capsys):
+    wrong = gaussian_mi.exact(lambda z, y: 1.001 * gaussian_mi.F.gaussian_mi(z, y), eps=1e-9)
+    monkeypatch.setitem(gaussian_mi.PROVIDERS, "naive eager", wrong)
+    rows = list(gaussian_mi.measure(SHAPE, ["ours", "naive eager"], SETTING))
+    assert "naive eager" not in {row["provider"] for row in rows}
+    assert "LEFT OUT: naive eager: relative error 0.001" in capsys.readouterr().out
 
 
 def test_markdown_marks_what_was_not_measured():

@@ -279,9 +279,10 @@ def test_rows_that_are_far_apart() -> None:
     assert kernels._index([x], 16) == kernels.tl.int64
 
 
-@pytest.mark.parametrize(("rows", "d"), [(60, 4), (300, 18)])
-def test_same_bits_from_run_to_run(rows: int, d: int) -> None:
-    z, y = sample(rows, d // 2, d // 2, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("rows", "d"), [(60, 4), (300, 18), (300, 128)])
+def test_same_bits_from_run_to_run(rows: int, d: int, dtype: torch.dtype) -> None:
+    z, y = sample(rows, d // 2, d // 2, dtype)
     weight = uniform(rows)
     first, again = (value_and_gradients(F.gaussian_mi, z, y, weight=weight) for _ in range(2))
     assert all(map(torch.equal, first, again))
