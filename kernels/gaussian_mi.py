@@ -196,9 +196,12 @@ def moments_kernel(
                 second_products = add_products(weighted, y, second_products)
 
     total = tl.sum(count, 0) if WEIGHTED else rows.to(tl.float64)
-    # One of the programs that have a block of columns writes its mean: the same bits each time.
-    tl.store(counts + chunk, total, mask=tl.program_id(2) == 0)
-    own = tl.where(tl.program_id(1) == tl.program_id(2), D, 0)
+    own = D
+    if TILED:  # one of the programs that have a block of columns writes its mean: the same bits
+        own = tl.where(tl.program_id(1) == tl.program_id(2), D, 0)
+        tl.store(counts + chunk, total, mask=tl.program_id(2) == 0)
+    else:
+        tl.store(counts + chunk, total)
     safe_total = tl.where(total > 0, total, 1)
     means += chunk * D
     scatters += chunk * D * D
