@@ -56,6 +56,7 @@ for set in $sets; do
   sanitized -k "(cpp or TestOp) and not compile and not opcheck" tests/ops/test_gaussian_mi.py \
     tests/ops/test_gaussian_mi_finalize.py tests/ops/test_moments.py tests/ops/test_one_hot.py \
     tests/ops/test_one_hot_conv1d.py "$@"
+  sanitized -k "not eager and not instruction_sets and not opcheck" tests/ops/test_knn_mi.py "$@"
   sanitized -k "not eager" tests/ops/test_smiles.py tests/ops/test_strings.py "$@"
 done
 unset STIB_FAST_CPU

@@ -209,18 +209,18 @@ void radii(const Tensor& points, int64_t x_columns, int64_t k, int64_t variant, 
            int64_t end, const Tensor& x_radius, const Tensor& y_radius) {
   const int64_t columns = points.size(1);
   const Leaves<S> leaves(data<S>(points), points.size(0), columns);
-  S *x = data<S>(x_radius) - begin, *y = data<S>(y_radius) - begin;
+  S *x = data<S>(x_radius), *y = data<S>(y_radius);
   for_each_run(begin, end, [&](int64_t first, int64_t last) {
     const Neighbourhood<S> neighbourhood(leaves, first, last, true);
     const Search<S> search(leaves, neighbourhood, k, first, last);
     for (int64_t row = first; row < last; ++row)
-      x[row] = y[row] = variant == 1 ? search.radius(row) : 0;
+      x[row - begin] = y[row - begin] = variant == 1 ? search.radius(row) : 0;
     if (variant == 1) return;
     neighbourhood.for_each([&](int64_t row) { return search.radius(row); },
                            [](int64_t, int64_t, Reach reach) { return reach.near; },
                            [&](const Leaf<S>& leaf, int64_t row) {
                              kernels<S>().widen(leaf, columns, x_columns, leaves.point(row),
-                                                search.radius(row), x[row], y[row]);
+                                                search.radius(row), x[row - begin], y[row - begin]);
                            });
   });
 }
@@ -248,19 +248,19 @@ void counts(const Tensor& points, const Tensor& radius, bool closed, int64_t beg
             const Tensor& found) {
   const int64_t columns = points.size(1);
   const Leaves<S> leaves(data<S>(points), points.size(0), columns);
-  int64_t* to = data<int64_t>(found) - begin;
-  const S* radii = data<S>(radius) - begin;
+  int64_t* to = data<int64_t>(found);
+  const S* radii = data<S>(radius);
   for_each_run(begin, end, [&](int64_t first, int64_t last) {
-    std::fill(to + first, to + last, 0);
+    std::fill(to + (first - begin), to + (last - begin), 0);
     Neighbourhood<S>(leaves, first, last, closed)
-        .for_each([&](int64_t row) { return radii[row]; },
+        .for_each([&](int64_t row) { return radii[row - begin]; },
                   [&](int64_t row, int64_t, Reach reach) {
-                    to[row] += kLeaf * __builtin_popcount(reach.inside);
+                    to[row - begin] += kLeaf * __builtin_popcount(reach.inside);
                     return reach.near & ~reach.inside;
                   },
                   [&](const Leaf<S>& leaf, int64_t row) {
-                    to[row] +=
-                        kernels<S>().count(leaf, columns, leaves.point(row), radii[row], closed);
+                    to[row - begin] += kernels<S>().count(leaf, columns, leaves.point(row),
+                                                          radii[row - begin], closed);
                   });
   });
 }
