@@ -454,6 +454,12 @@ def test_subsamples_are_disjoint_and_their_error_is_that_of_the_mean() -> None:
     assert 0.4 < means[:, 0].std() / means[:, 1].mean() < 1.6
 
 
+def test_copies_in_subsamples_are_refused() -> None:
+    x = normal(300, seed=1).sign()
+    with pytest.raises(ValueError, match="rounds the jitter away"):
+        knn_mi_subsampled(x, x, 3, subsample=100, repetitions=2, jitter=1e-18)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

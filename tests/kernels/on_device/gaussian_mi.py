@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -499,7 +500,7 @@ def mean_and_scatter(*parts: Tensor, weight: Tensor | None = None) -> tuple[Tens
 def test_gradcheck_of_moments(weighted: bool) -> None:
     parts = [normal(4, n).requires_grad_() for n in (1, 1, 1)]
     weight = uniform(4) + 0.5 if weighted else None
-    function = lambda *parts: mean_and_scatter(*parts, weight=weight)  # noqa: E731
+    function = partial(mean_and_scatter, weight=weight)
     assert torch.autograd.gradcheck(function, parts)
     assert torch.autograd.gradgradcheck(function, parts)
 
