@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from stib_fast import functional as F
+from stib_fast.moments import Moments
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["MLP", "GaussianMILoss", "InvarianceCritic", "OneHotConv1d"]
 
@@ -28,7 +32,7 @@ class GaussianMILoss(nn.Module):
 
     Parameters
     ----------
-    eps, bias_correction, precision
+    eps, bias_correction, precision, group
         As for `stib_fast.functional.gaussian_mi`.
 
     Examples
@@ -47,13 +51,21 @@ class GaussianMILoss(nn.Module):
         eps: float | None = None,
         bias_correction: bool = False,
         precision: F.Precision = "exact",
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.eps = eps
         self.bias_correction = bias_correction
         self.precision = precision
+        self.group = group
 
-    def forward(self, z: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        y: Tensor,
+        weight: Tensor | None = None,
+        whole: Moments | None = None,
+    ) -> Tensor:
         """Mutual information of the rows of z [B, n] and y [B, m]; 0-dim."""
         return F.gaussian_mi(
             z,
@@ -62,6 +74,8 @@ class GaussianMILoss(nn.Module):
             eps=self.eps,
             bias_correction=self.bias_correction,
             precision=self.precision,
+            group=self.group,
+            whole=whole,
         )
 
     def extra_repr(self) -> str:
@@ -249,48 +263,104 @@ class InvarianceCritic(nn.Module):
         self.h = MLP([y_dim, *hidden, feature_dim], activation)
         self.h_inverse = MLP([feature_dim, *hidden, y_dim], activation)
 
-    def encoder_loss(self, z: Tensor, y: Tensor) -> Tensor:
+    def encoder_loss(
+        self,
+        z: Tensor,
+        y: Tensor,
+        *,
+        group: ProcessGroup | None = None,
+        whole: Moments | None = None,
+    ) -> Tensor:
         """I(critic(z); h(y)) in nats for the encoder to minimise; the critic gets no gradient.
 
-        The term of Eq. (6). z is [B, z_dim], y is [B, y_dim].
+        The term of Eq. (6). z is [B, z_dim], y is [B, y_dim]; `group` and `whole` as for `losses`.
         """
         _check_rows(z, y)
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         features = torch.func.functional_call(self.critic, frozen, (z,))
         with torch.no_grad():
             target = self.h(y / self.y_scale)
-        return F.gaussian_mi(features, target)
+        return F.gaussian_mi(features, target, group=group, whole=whole)
 
-    def critic_loss(self, z: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(
+        self,
+        z: Tensor,
+        y: Tensor,
+        *,
+        group: ProcessGroup | None = None,
+        whole: Moments | None = None,
+    ) -> Tensor:
         """Return −I + cycle_weight · cycle for the critic to minimise; z gets no gradient.
 
-        The term of Eq. (7) with the bijection's loss of section 4.
+        The term of Eq. (7) with the bijection's loss of section 4; `group` and `whole` as for
+        `losses`.
         """
-        return self._adversary(z.detach(), y)[0]
+        return self._adversary(z.detach(), y, group, whole)[0]
 
-    def forward(self, z: Tensor, y: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        y: Tensor,
+        weight: float | Tensor = 1.0,
+        *,
+        group: ProcessGroup | None = None,
+        whole: Moments | None = None,
+    ) -> Tensor:
         """Both losses in one pass: the critic descends `critic_loss`, z descends weight · I.
 
         Gradients equal those of ``weight * encoder_loss(z, y)`` for z and of ``critic_loss(z, y)``
-        for the critic, at half the work: the sign of the gradient turns between them.
+        for the critic, at half the work: the sign of the gradient turns between them. `group` and
+        `whole` as for `losses`.
         """
-        return self._adversary(_ReverseGradient.apply(z, weight), y)[0]
+        return self.losses(z, y, weight, group=group, whole=whole)[0]
 
     def losses(
-        self, z: Tensor, y: Tensor, weight: float | Tensor = 1.0
+        self,
+        z: Tensor,
+        y: Tensor,
+        weight: float | Tensor = 1.0,
+        *,
+        group: ProcessGroup | None = None,
+        whole: Moments | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `forward` gives, with its two terms: I in nats and the cycle loss, detached.
 
         The cycle loss is the mean over rows of ‖h⁻¹(h(y)) − y‖², in units of y.
+
+        Parameters
+        ----------
+        z : Tensor
+            [B, z_dim].
+        y : Tensor
+            [B, y_dim].
+        weight : float or Tensor
+            Of I, for z.
+        group : torch.distributed.ProcessGroup, optional
+            The batch is spread over the processes of the group: I is that of all rows, and the mean
+            of the gradients over the processes, as ``DistributedDataParallel`` takes it, is the
+            gradient of the whole where they hold equally many rows.
+        whole : Moments, optional
+            The rows are a micro-batch of a sample with these `moments`: I is that of the whole, the
+            cycle loss the rows' share of it, and one backward pass after the other adds up to the
+            gradients of the whole. Over processes: see `stib_fast.functional.gaussian_mi`.
         """
-        loss, mi, cycle = self._adversary(_ReverseGradient.apply(z, weight), y)
+        loss, mi, cycle = self._adversary(_ReverseGradient.apply(z, weight), y, group, whole)
         return loss, mi.detach(), cycle.detach()
 
-    def _adversary(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def moments(self, z: Tensor, y: Tensor) -> Moments:
+        """Moments of critic(z) and h(y): added up over micro-batches, the `whole` of the losses."""
+        _check_rows(z, y)
+        return F.moments(self.critic(z), self.h(y / self.y_scale))
+
+    def _adversary(
+        self, z: Tensor, y: Tensor, group: ProcessGroup | None, whole: Moments | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         _check_rows(z, y)
         target = self.h(y / self.y_scale)
-        mi = F.gaussian_mi(self.critic(z), target)
-        cycle = (self.h_inverse(target) * self.y_scale - y).square().sum(1).mean()
+        mi = F.gaussian_mi(self.critic(z), target, group=group, whole=whole)
+        squares = (self.h_inverse(target) * self.y_scale - y).square().sum(1)
+        cycle = squares.mean() if whole is None else squares.sum() / whole.count.to(y)
         return self.cycle_weight * cycle - mi, mi, cycle
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jsonargparse
 
@@ -19,11 +22,15 @@ from stib_fast.training import (
     Execution,
     Interrupted,
     MoleculeExperiment,
+    Optimisation,
+    Processes,
     Run,
     Table,
     Trained,
     Zinc,
     experiment_of,
+    joined_processes,
+    restarted,
     train,
 )
 
@@ -77,6 +84,13 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
         default="auto",
         help="auto: the GPU where one is usable",
     )
+    parser.add_argument("--batch", type=int, help="rows in a batch: optimisation.batch")
+    parser.add_argument(
+        "--micro-batch",
+        dest="execution.micro_batch",
+        type=int,
+        help="rows of a batch that are in the networks at once; the step stays that of the batch",
+    )
     for name, explanation in (
         ("amp", "matrix products in bfloat16"),
         ("compile", "compile the objective (torch.compile)"),
@@ -89,47 +103,84 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
 
 
 def _train(options: jsonargparse.Namespace) -> None:
-    name = options.experiment
-    chosen = options[name]
+    chosen = options[options.experiment]
+    if restarted() and chosen.run and Run(chosen.run).exists():
+        return _resume(chosen)
     execution = Execution(**vars(chosen.execution)).resolved()
-    experiment: Artificial | MoleculeExperiment
+    optimisation = chosen.optimisation
+    if chosen.batch is not None:
+        optimisation = replace(optimisation, batch=chosen.batch)
+    with joined_processes(execution) as processes:
+        processes.share(optimisation.batch)  # before anything is read or written
+        with _told_once(processes):
+            experiment = _experiment(options.experiment, chosen, optimisation, execution)
+        folder = chosen.run or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = processes.first(lambda: _created(folder, experiment))
+        _train_and_report(experiment, run, processes, resume=False)
+
+
+def _experiment(
+    name: str, chosen: jsonargparse.Namespace, optimisation: Optimisation, execution: Execution
+) -> Artificial | MoleculeExperiment:
     if name == Artificial.name:
-        experiment = Artificial(ArtificialConfig(chosen.model, chosen.optimisation, execution))
-    else:
-        kind = MOLECULE_EXPERIMENTS[name]
-        data = str(Path(chosen.data).resolve())
-        molecules = chosen.molecules
-        if issubclass(kind, Table):
-            molecules = replace(
-                molecules,
-                smiles=chosen.smiles or molecules.smiles,
-                targets=tuple(chosen.target or molecules.targets),
-            )
-        experiment = kind.from_file(
-            kind.config_type(data, molecules, chosen.model, chosen.optimisation, execution)
+        return Artificial(ArtificialConfig(chosen.model, optimisation, execution))
+    kind = MOLECULE_EXPERIMENTS[name]
+    molecules = chosen.molecules
+    if issubclass(kind, Table):
+        molecules = replace(
+            molecules,
+            smiles=chosen.smiles or molecules.smiles,
+            targets=tuple(chosen.target or molecules.targets),
         )
-    run = Run(chosen.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    data = str(Path(chosen.data).resolve())
+    return kind.from_file(kind.config_type(data, molecules, chosen.model, optimisation, execution))
+
+
+def _told_once(processes: Processes) -> contextlib.AbstractContextManager[Any]:
+    """What is told of the data on standard error, the first process tells alone."""
+    if processes.is_first:
+        return contextlib.nullcontext()
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _created(folder: str, experiment: Artificial | MoleculeExperiment) -> Run:
+    run = Run(folder)
     run.create(experiment)
-    _train_and_report(experiment, run, resume=False)
+    return run
 
 
 def _resume(options: jsonargparse.Namespace) -> None:
     run = Run(options.run)
-    experiment = experiment_of(run, with_data=True)
-    _train_and_report(experiment, run, resume=run.checkpoint.exists())
+    execution = experiment_of(run, with_data=False).execution.resolved()
+    with joined_processes(execution) as processes:
+        with _told_once(processes):
+            experiment = experiment_of(run, with_data=True)
+        _train_and_report(experiment, run, processes, resume=run.checkpoint.exists())
 
 
 def _train_and_report(
-    experiment: Artificial | MoleculeExperiment, run: Run, *, resume: bool
+    experiment: Artificial | MoleculeExperiment, run: Run, processes: Processes, *, resume: bool
 ) -> None:
     try:
-        model = train(experiment, run, resume=resume)
+        model = train(experiment, run, resume=resume, processes=processes)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; continue with `stib resume {run.folder}`") from stop
+    if not processes.is_first:
+        return
     run.write_evaluation(experiment.evaluate(model))
     written = write_report(run, Trained(model, experiment))
     print(table_of([run]))
+    print(_resources(run))
     print("written: " + ", ".join(str(path) for path in written))
+
+
+def _resources(run: Run) -> str:
+    took = json.loads(run.resources.read_text())
+    return (
+        f"{took['steps']:,} steps in {took['seconds']:,.0f} s, "
+        f"{took['rows_per_second']:,.0f} rows a second by {took['processes']} process(es); "
+        f"peak memory {took['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
 
 
 HANDLERS = {"train": _train, "resume": _resume}

@@ -36,6 +36,8 @@ class ShuffledBatches:
     device : torch.device or str
         Where the order is drawn; `parts` are gathered by numbers that lie there. The orders of a
         seed differ between device types.
+    share : slice
+        Which rows of each batch are gathered: those of one process among several.
 
     Raises
     ------
@@ -55,12 +57,14 @@ class ShuffledBatches:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        share: slice = slice(None),
     ) -> None:
         rows = len(parts[0])
         if not 1 <= batch_size <= rows:
             raise ValueError(f"batch_size must lie between 1 and the {rows} rows; got {batch_size}")
         self.parts = parts
         self.batch_size = batch_size
+        self._share = share
         self._generator = torch.Generator(device).manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64, device=device)
 
@@ -73,7 +77,7 @@ class ShuffledBatches:
                 len(self.parts[0]), generator=self._generator, device=self._generator.device
             )
         rows, self._order = self._order.split([self.batch_size, len(self._order) - self.batch_size])
-        return tuple(part[rows] for part in self.parts)
+        return tuple(part[rows[self._share]] for part in self.parts)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is left of the epoch and the generator's state."""

@@ -95,6 +95,8 @@ class SpiralStream:
         Floating dtype of the batches, see :func:`sample`.
     device : torch.device or str
         Device on which the batches are drawn. The stream of a seed differs between device types.
+    share : slice
+        Which rows of each batch are returned: those of one process among several.
 
     Raises
     ------
@@ -120,18 +122,21 @@ class SpiralStream:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        share: slice = slice(None),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.dtype = dtype
+        self._share = share
         self._generator = torch.Generator(device=device).manual_seed(seed)
 
     def __iter__(self) -> Iterator[Spiral]:
         return self
 
     def __next__(self) -> Spiral:
-        return sample(self.batch_size, generator=self._generator, dtype=self.dtype)
+        batch = sample(self.batch_size, generator=self._generator, dtype=self.dtype)
+        return Spiral(*(part[self._share] for part in batch))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the generator's state, ``{"generator": uint8 tensor}``, for a checkpoint."""

@@ -89,9 +89,16 @@ class STIB(nn.Module):
         """Where the model is."""
         return self.log_sigma.device
 
-    def sample(self, mean: Tensor) -> Tensor:
-        """Draw z [B, d] around means [B, d]."""
-        return mean + self.log_sigma.exp() * torch.randn_like(mean)
+    def noise(self, rows: int) -> Tensor:
+        """Draw standard normal noise [rows, d], as `sample` takes it."""
+        return torch.randn(
+            rows, len(self.log_sigma), dtype=self.log_sigma.dtype, device=self.device
+        )
+
+    def sample(self, mean: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draw z [B, d] around means [B, d]: by a noise that was drawn before, or a new one."""
+        noise = self.noise(len(mean)) if noise is None else noise
+        return mean + self.log_sigma.exp() * noise
 
     def split(self, z: Tensor) -> Latent:
         """Part z [B, d] into Z0 and Z1."""

@@ -18,6 +18,7 @@ from stib_fast.training.molecules import (
 )
 from stib_fast.training.objective import Terms, stib_objective
 from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.processes import ALONE, Processes, joined_processes, restarted
 from stib_fast.training.qm9 import QM9, QM9Config, QM9Data
 from stib_fast.training.run import Run
 from stib_fast.training.table import Table, TableConfig, TableData
@@ -25,6 +26,7 @@ from stib_fast.training.trained import MOLECULE_EXPERIMENTS, Trained, experiment
 from stib_fast.training.zinc import Zinc, ZincConfig
 
 __all__ = [
+    "ALONE",
     "MOLECULE_EXPERIMENTS",
     "QM9",
     "Artificial",
@@ -35,6 +37,7 @@ __all__ = [
     "MoleculeData",
     "MoleculeExperiment",
     "Optimisation",
+    "Processes",
     "QM9Config",
     "QM9Data",
     "Run",
@@ -50,8 +53,10 @@ __all__ = [
     "data_report",
     "evaluation_points",
     "experiment_of",
+    "joined_processes",
     "load",
     "read_arrays",
+    "restarted",
     "stib_objective",
     "train",
 ]

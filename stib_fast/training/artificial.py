@@ -79,9 +79,11 @@ class Artificial:
         """Build the untrained model."""
         return vector_stib(x_dim=2, y_dim=2, **vars(self.config.model))
 
-    def stream(self, device: torch.device) -> SpiralStream:
-        """Start the stream of training batches, drawn on a device."""
-        return SpiralStream(self.optimisation.batch, self.optimisation.data_seed, device=device)
+    def stream(self, device: torch.device, share: slice) -> SpiralStream:
+        """Start the stream of training batches, of each a process's share, drawn on a device."""
+        return SpiralStream(
+            self.optimisation.batch, self.optimisation.data_seed, device=device, share=share
+        )
 
     def inputs(self, x: Tensor | numpy.ndarray) -> Tensor:
         """Points [n, 2] as the model reads them.

@@ -51,8 +51,8 @@ class Experiment(Protocol):
         """Build the untrained model."""
         ...
 
-    def stream(self, device: torch.device) -> Stream:
-        """Start the stream of training batches, on a device."""
+    def stream(self, device: torch.device, share: slice) -> Stream:
+        """Start the stream of training batches, of each a process's share, on a device."""
         ...
 
     def measure(self, model: STIB) -> dict[str, Figure]:

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from stib_fast.models import STIB
 from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from stib_fast.training.execution import peak_memory
 from stib_fast.training.experiment import Experiment
 from stib_fast.training.objective import Terms
 from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.processes import ALONE, Processes
 from stib_fast.training.run import Figure, MetricsFile, Run
 from stib_fast.training.step import TrainingStep
 
@@ -35,7 +37,9 @@ class Interrupted(Exception):
     """The user stopped the run; its checkpoint is written."""
 
 
-def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
+def train(
+    experiment: Experiment, run: Run, *, resume: bool = False, processes: Processes = ALONE
+) -> STIB:
     """Train an experiment's model in a run folder.
 
     Parameters
@@ -44,7 +48,9 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     run : Run
         Created already.
     resume : bool
-        Continue from the folder's checkpoint.
+        Continue from the folder's checkpoint, by any number of processes.
+    processes : Processes
+        They share each batch; the first of them writes.
 
     Returns
     -------
@@ -54,10 +60,10 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     Raises
     ------
     Interrupted
-        On Ctrl-C or SIGTERM, after the step in progress and its checkpoint.
+        On Ctrl-C or SIGTERM to any of the processes, after the step in progress and its checkpoint.
     ValueError
-        If the GPU that is asked for is not there, or the loss or a weight is no longer finite; the
-        last checkpoint stays.
+        If the GPU that is asked for is not there, the processes cannot share a batch equally, or
+        the loss or a weight is no longer finite; the last checkpoint stays.
     """
     settings = experiment.optimisation
     state = load_checkpoint(run.checkpoint) if resume else None
@@ -67,8 +73,9 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     execution = execution.resolved()
     device = torch.device(execution.device)
     torch.manual_seed(settings.seed)
-    model, stream = experiment.model().to(device), experiment.stream(device)
-    take_step = TrainingStep(model, settings, execution)
+    model = experiment.model().to(device)
+    stream = experiment.stream(device, processes.share(settings.batch))
+    take_step = TrainingStep(model, settings, execution, processes)
     first = 0
     if state is not None:
         model.load_state_dict(state["model"])
@@ -82,6 +89,7 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
     def checkpoint(step: int) -> None:
         if not all(p.isfinite().all() for p in model.parameters()):
             raise ValueError(f"a weight is not finite after step {step}: {DIVERGED}")
+        # What follows is the same in every process: one checkpoint serves any number of them.
         content = {
             "step": step,
             "device": device.type,
@@ -96,35 +104,62 @@ def train(experiment: Experiment, run: Run, *, resume: bool = False) -> STIB:
 
     log_every = max(1, settings.steps // 100)
     evaluation_steps = set(settings.evaluation_steps())
-    writer = _Writer(run, experiment.figures, first)
-    saved = time.perf_counter()
-    bar = tqdm(total=settings.steps, initial=first, unit="step", disable=None)
-    with contextlib.closing(writer), contextlib.closing(bar), _interrupts() as interrupted:
+    bar = tqdm(
+        total=settings.steps,
+        initial=first,
+        unit="step",
+        disable=None if processes.is_first else True,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(bar))
+        interrupted = stack.enter_context(_interrupts())
+        if processes.is_first:
+            writer = stack.enter_context(
+                contextlib.closing(_Writer(run, experiment.figures, first))
+            )
+        began = saved = time.perf_counter()
         for step in range(first + 1, settings.steps + 1):
             terms = take_step(next(stream), step - 1)
             bar.update()
             if step % log_every == 0 or step in evaluation_steps:
-                values = _values(terms, settings, step)
-                if step in evaluation_steps:
-                    values |= _measured(experiment, model)
-                writer.write(step, values)
-                bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if k in ("x", "y", "mi")})
+                values = _values(terms, settings, step, processes)
+                if processes.is_first:
+                    if step in evaluation_steps:
+                        values |= _measured(experiment, model)
+                    writer.write(step, values)
+                shown = {k: f"{v:.3g}" for k, v in values.items() if k in ("x", "y", "mi")}
+                bar.set_postfix(shown)
+            stopped = processes.any(interrupted.is_set())
             due = time.perf_counter() - saved > CHECKPOINT_SECONDS
-            if due or interrupted.is_set() or step == settings.steps:
+            if processes.is_first and (due or stopped or step == settings.steps):
                 checkpoint(step)
                 saved = time.perf_counter()
-            if interrupted.is_set() and step < settings.steps:
+            if stopped and step < settings.steps:
                 raise Interrupted(f"stopped after step {step} of {settings.steps}")
+    if processes.is_first:
+        seconds = time.perf_counter() - began
+        run.write_resources(
+            {
+                "processes": processes.size,
+                "steps": settings.steps - first,
+                "seconds": seconds,
+                "rows_per_second": (settings.steps - first) * settings.batch / seconds,
+                "peak_memory_bytes": peak_memory(device),
+            }
+        )
     return model.cpu().eval()
 
 
-def _values(terms: Terms, settings: Optimisation, step: int) -> dict[str, Figure]:
-    if not math.isfinite(terms.loss.item()):
-        raise ValueError(f"the loss is {terms.loss.item()} at step {step}: {DIVERGED}")
+def _values(
+    terms: Terms, settings: Optimisation, step: int, processes: Processes
+) -> dict[str, Figure]:
+    means = Terms(*processes.mean(torch.stack([term.double() for term in terms])).tolist())
+    if not math.isfinite(means.loss):
+        raise ValueError(f"the loss is {means.loss} at step {step}: {DIVERGED}")
     return {
         "lambda": settings.lambda_at(step - 1),
         "learning_rate": settings.learning_rate_at(step - 1),
-        **{name: value.item() for name, value in terms._asdict().items() if name != "loss"},
+        **{name: value for name, value in means._asdict().items() if name != "loss"},
     }
 
 

@@ -406,8 +406,11 @@ class MoleculeExperiment(ABC, Generic[Config]):
             targets=targets,
         )
 
-    def stream(self, device: torch.device) -> ShuffledBatches:
-        """Start the stream of training batches (ids, standardised targets), all held by a GPU."""
+    def stream(self, device: torch.device, share: slice) -> ShuffledBatches:
+        """Start the stream of training batches (ids, standardised targets), of each a share.
+
+        A GPU holds all molecules.
+        """
         data, rows = self.encoded, self.encoded.train_rows
         parts: list[Rows] = [Part(data.ids, rows), Part(data.standardised, rows)]
         if device.type != "cpu":
@@ -417,6 +420,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
             batch_size=self.optimisation.batch,
             seed=self.optimisation.data_seed,
             device=device,
+            share=share,
         )
 
     def inputs(self, smiles: Sequence[str]) -> Tensor:

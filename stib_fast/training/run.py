@@ -45,7 +45,8 @@ class Run:
     """A folder that holds all there is to know of a training run.
 
     ``config.yaml``, ``run.json`` (the experiment and the versions of everything), ``metrics.csv``,
-    ``checkpoint.pt``, ``evaluation.json``, ``tensorboard/`` and whatever the experiment adds.
+    ``checkpoint.pt``, ``evaluation.json``, ``resources.json`` (time and memory of the last session
+    of training), ``tensorboard/`` and whatever the experiment adds.
 
     Parameters
     ----------
@@ -57,6 +58,7 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.pt"
         self.metrics = self.folder / "metrics.csv"
         self.evaluation = self.folder / "evaluation.json"
+        self.resources = self.folder / "resources.json"
         self.tensorboard = self.folder / "tensorboard"
         self._config = self.folder / "config.yaml"
 
@@ -80,6 +82,10 @@ class Run:
         # Last: a folder without it is no run.
         write_text(self._config, yaml.safe_dump(_plain(asdict(experiment.config)), sort_keys=False))
 
+    def exists(self) -> bool:
+        """Whether the folder is that of a run."""
+        return self._config.is_file()
+
     def experiment(self) -> str:
         """Read the name of the experiment.
 
@@ -99,7 +105,7 @@ class Run:
         ValueError
             If the folder is no run, or the file is damaged.
         """
-        if not self._config.is_file():
+        if not self.exists():
             raise ValueError(f"{self.folder} is not a run folder: it has no config.yaml")
         try:
             return dict(yaml.safe_load(self._config.read_text()))
@@ -109,6 +115,10 @@ class Run:
     def write_evaluation(self, figures: Mapping[str, Figure]) -> None:
         """Keep the figures of the trained model."""
         write_text(self.evaluation, json.dumps(figures, indent=2) + "\n")
+
+    def write_resources(self, resources: Mapping[str, float]) -> None:
+        """Keep what the training took."""
+        write_text(self.resources, json.dumps(resources, indent=2) + "\n")
 
     def read_evaluation(self) -> dict[str, Figure]:
         """Read the figures of the trained model.

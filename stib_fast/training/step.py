@@ -1,27 +1,40 @@
-"""The training step, L1 and L2 on one batch: op by op, compiled, or replayed as a CUDA graph."""
+"""The training step, L1 and L2 on one batch: op by op, compiled, or replayed as a CUDA graph.
+
+By several processes, each on its share of the batch; in micro-batches, where its activations would
+not fit into memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from stib_fast.models import STIB
+from stib_fast.moments import Moments
 from stib_fast.training.execution import Execution
-from stib_fast.training.objective import Terms, stib_objective
+from stib_fast.training.objective import Terms, critic_moments, stib_objective
 from stib_fast.training.optimisation import Optimisation
+from stib_fast.training.processes import ALONE, Processes
 
 # Steps before a capture: they compile kernels, and libraries allocate their workspaces.
 WARM_UP = 3
 
+Part = tuple[Tensor, Tensor, Tensor]  # x, y and the latent noise of some rows
+
 
 class TrainingStep:
-    """One step of L1 and of L2 on a batch.
+    """One step of L1 and of L2 on a batch, or on this process's share of one.
 
     λ and the learning rate live in tensors on the model's device: a step that was captured or
-    compiled reads what is in them.
+    compiled reads what is in them. The latent noise of the whole batch is drawn at once, by every
+    process alike: processes and micro-batches change nothing but the rounding.
 
     Parameters
     ----------
@@ -30,13 +43,22 @@ class TrainingStep:
     settings : Optimisation
     execution : Execution
         Resolved.
+    processes : Processes
+        They all take the step together, on equally many rows.
     """
 
-    def __init__(self, model: STIB, settings: Optimisation, execution: Execution) -> None:
+    def __init__(
+        self,
+        model: STIB,
+        settings: Optimisation,
+        execution: Execution,
+        processes: Processes = ALONE,
+    ) -> None:
         on_gpu = model.device.type == "cuda"
         self._model = model
         self._settings = settings
-        self._amp = execution.amp
+        self._execution = execution
+        self._processes = processes
         self._lam = torch.zeros((), dtype=torch.float64, device=model.device)
         # The dtypes in which Adam's kernels read it.
         self._learning_rate = torch.zeros(
@@ -49,13 +71,20 @@ class TrainingStep:
         self._clipped = [
             p for name, p in model.named_parameters() if not name.startswith("critic.")
         ]
-        self._objective = torch.compile(stib_objective) if execution.compile else stib_objective
+        objective = torch.compile(stib_objective) if execution.compile else stib_objective
+        self._objective: nn.Module = _Objective(model, objective, settings.invariance_weight)
+        if processes.size > 1:
+            self._objective = DistributedDataParallel(self._objective, broadcast_buffers=False)
         self._step: Callable[[Tensor, Tensor], Terms] = self._take
         if execution.cuda_graph:
             self._step = Replayed(self._take)
 
     def __call__(self, batch: tuple[Tensor, ...], step: int) -> Terms:
-        """Take a step, counted from 0; the next one may overwrite the terms."""
+        """Take a step, counted from 0; the next one may overwrite the terms.
+
+        The mutual information is that of the whole batch, the other terms are means over the rows
+        of this process.
+        """
         self._lam.fill_(self._settings.lambda_at(step))
         self._learning_rate.fill_(self._settings.learning_rate_at(step))
         return self._step(batch[0], batch[1])
@@ -73,13 +102,60 @@ class TrainingStep:
     def _take(self, x: Tensor, y: Tensor) -> Terms:
         # Gradients that are None are written by the backward pass, not added to: in a graph, too.
         self._optimiser.zero_grad(set_to_none=True)
-        # No weight is cast twice in a step, and a cache of casts must not outlive a capture.
-        with torch.autocast(x.device.type, torch.bfloat16, self._amp, cache_enabled=False):
-            terms = self._objective(self._model, x, y, self._lam, self._settings.invariance_weight)
-        terms.loss.backward()
+        rows = len(x) * self._processes.size
+        noise = self._model.noise(rows)[self._processes.share(rows)]
+        size = self._execution.micro_batch
+        if size is None or size >= len(x):
+            terms = self._descend((x, y, noise), group=self._processes.group)
+        else:
+            parts = zip(x.split(size), y.split(size), noise.split(size), strict=True)
+            terms = self._descend_by_parts(list(parts))
         self._clip()
         self._optimiser.step()
+        return terms
+
+    def _descend(self, part: Part, scale: int = 1, **mi: Any) -> Terms:
+        """Add to the gradients those of the objective, times `scale`."""
+        with self._autocast():
+            terms = self._objective(*part, self._lam, **mi)
+        (terms.loss * scale if scale > 1 else terms.loss).backward()
         return terms._replace(loss=terms.loss.detach())
+
+    def _descend_by_parts(self, parts: Sequence[Part]) -> Terms:
+        """The same in two passes over micro-batches: the moments of all of them, then gradients.
+
+        The second pass repeats the random numbers that the model draws in the first.
+        """
+        device, states, moments = self._model.device, [], []
+        for part in parts:
+            states.append(_random_state(device))
+            with self._autocast():
+                moments.append(critic_moments(self._model, *part))
+        whole: Moments = reduce(add, moments)
+        size = self._processes.size
+        if self._processes.group is not None:
+            whole = whole.gathered(self._processes.group)
+        found = []
+        for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
+            _set_random_state(state, device)
+            with self._gradients_stay(number < len(parts)):
+                # The mean over the processes is to be the sum of their shares.
+                found.append(self._descend(part, scale=size, whole=whole))
+        shares = Terms(*(size * torch.stack(column).sum() for column in zip(*found, strict=True)))
+        mi = found[0].mi
+        return shares._replace(loss=shares.loss + (size * len(parts) - 1) * mi, mi=mi)
+
+    def _autocast(self) -> torch.autocast:
+        # No weight is cast twice in a step, and a cache of casts must not outlive a capture.
+        return torch.autocast(
+            self._model.device.type, torch.bfloat16, self._execution.amp, cache_enabled=False
+        )
+
+    def _gradients_stay(self, stay: bool) -> contextlib.AbstractContextManager[None]:
+        """Whether the gradients of a backward pass stay here, to be averaged with later ones."""
+        if stay and isinstance(self._objective, DistributedDataParallel):
+            return self._objective.no_sync()
+        return contextlib.nullcontext()
 
     def _clip(self) -> None:
         """``clip_grad_norm_``, which would ask the device for the number that λ is."""
@@ -89,6 +165,32 @@ class TrainingStep:
         norm = torch.nn.utils.get_total_norm(gradients)
         largest = (self._settings.gradient_clip * self._lam).to(norm.dtype)
         torch._foreach_mul_(gradients, ((norm + 1e-6).reciprocal() * largest).clamp(max=1.0))
+
+
+class _Objective(nn.Module):
+    """The objective as the module that ``DistributedDataParallel`` wraps."""
+
+    def __init__(
+        self, model: STIB, objective: Callable[..., Terms], invariance_weight: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+        self._invariance_weight = invariance_weight
+
+    def forward(self, x: Tensor, y: Tensor, noise: Tensor, lam: Tensor, **mi: Any) -> Terms:
+        return self._objective(self.model, x, y, lam, self._invariance_weight, noise=noise, **mi)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 class Replayed:

@@ -29,6 +29,8 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
         (["--device", "cuda"], "finds no GPU here"),
         (["--cuda-graph"], "needs a GPU, but the device is the CPU"),
         (["--cuda-graph", "--device", "cuda"], "finds no GPU here"),
+        (["--cuda-graph", "--micro-batch", "8"], "drop --micro-batch"),
+        (["--micro-batch", "0"], "micro_batch must be at least 1"),
     ],
 )
 def test_a_gpu_that_is_not_there_is_a_line_and_leaves_no_folder(tmp_path, capsys, options, message):
@@ -48,12 +50,12 @@ class Unmeasured(Artificial):
 
 def test_the_run_folder_says_how_it_was_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_train, "Artificial", Unmeasured)
-    monkeypatch.setattr(cli_train, "_train_and_report", lambda *given, resume: train(*given))
+    monkeypatch.setattr(cli_train, "_train_and_report", lambda *given, resume: train(*given[:2]))
     folder = tmp_path / "run"
     options = ["--run", str(folder), *SMALL, "--device", "cpu", "--amp"]
     assert main(["train", "artificial", *options]) == 0
     recorded = yaml.safe_load((folder / "config.yaml").read_text())["execution"]
-    assert recorded == {"device": "cpu", "amp": True, "compile": False, "cuda_graph": False}
+    assert recorded == {"device": "cpu", "amp": True, "compile": False, "cuda_graph": False, "micro_batch": None}
     assert load_checkpoint(folder / "checkpoint.pt")["device"] == "cpu"
     again = tmp_path / "again"  # the folder's own configuration starts the same run
     config = ["--config", str(folder / "config.yaml")]

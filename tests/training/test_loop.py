@@ -71,7 +71,7 @@ def stopping(experiment, number, after):
             return self.inner.state_dict()
 
     inner = experiment.stream
-    experiment.stream = lambda device: Stream(inner(device))
+    experiment.stream = lambda *given: Stream(inner(*given))
     return experiment
 
 

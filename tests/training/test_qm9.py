@@ -85,7 +85,7 @@ def test_a_run_without_its_data_says_so(molecules):
     experiment = QM9.from_file(small_config(molecules))
     bare = QM9(experiment.config, experiment.vocabulary)
     with pytest.raises(ValueError, match="made without its molecules"):
-        bare.stream(torch.device("cpu"))
+        bare.stream(torch.device("cpu"), slice(None))
 
 
 def test_unknown_tokens_name_the_row(molecules):
@@ -99,7 +99,7 @@ def test_a_run_read_from_its_folder_continues_bit_for_bit(molecules, tmp_path):
     experiment, whole_run = start(config, tmp_path / "whole")
     whole = train(experiment, whole_run)
     experiment, run = start(config, tmp_path / "parts")
-    inner = experiment.stream(torch.device("cpu"))
+    inner = experiment.stream(torch.device("cpu"), slice(None))
 
     class Stream:
         count = 0

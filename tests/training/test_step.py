@@ -175,9 +175,9 @@ def test_a_recorded_step_repeats_the_plain_one_bit_for_bit(recorded_graphs, amp)
 def test_a_captured_step_runs_no_python(recorded_graphs, monkeypatch):
     calls = itertools.count()
 
-    def counted(*args):
+    def counted(*args, **options):
         next(calls)
-        return stib_objective(*args)
+        return stib_objective(*args, **options)
 
     monkeypatch.setattr(step_module, "stib_objective", counted)
     taken(replace(CPU, cuda_graph=True))
@@ -197,6 +197,53 @@ def test_the_recording_notices_what_is_left_out_of_the_graph(recorded_graphs, ch
         factor["now"] = 3.0
         assert function(x)[0] == 2
     assert result is function(x)[0]
+
+
+def double_taken(execution):
+    """Terms of twenty steps in float64, and the weights after them."""
+    model, stream = new_model().double(), SpiralStream(SETTINGS.batch, 1, dtype=torch.float64)
+    step = TrainingStep(model, SETTINGS, execution)
+    terms = [torch.stack(step(next(stream), number)) for number in range(SETTINGS.steps)]
+    return torch.stack(terms), model.state_dict()
+
+
+# It moves no mutual information: its gradient is rounding, and Adam makes steps of that.
+SHIFT = "critic.critic.2.bias"
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "compiled"), [(1, False), (7, False), (63, False), (30, True)]
+)
+def test_micro_batches_take_the_step_of_the_batch(monkeypatch, micro_batch, compiled):
+    if compiled:
+        compile_ = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="aot_eager"))
+        torch._dynamo.reset()
+    expected = double_taken(CPU)
+    found = double_taken(replace(CPU, micro_batch=micro_batch, compile=compiled))
+    # Sums in another order, 1e-16 times the condition of the d x d step; Adam divides by their
+    # root, which twenty steps carry on (found: 2e-12).
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-9)
+    for name, value in expected[1].items():
+        if name != SHIFT:
+            torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_micro_batches_repeat_their_random_numbers_and_are_all_that_the_networks_see():
+    model, seen = new_model(), []
+    dropout = torch.nn.Dropout(0.5)
+    model.encoder.register_forward_hook(lambda module, given, out: dropout(out))
+    model.predictor.register_forward_hook(lambda module, given, out: seen.append(given[0].detach()))
+    model.critic.critic.register_forward_hook(
+        lambda module, given, out: seen.append(given[0].detach())
+    )
+    x, y, _ = next(SpiralStream(SETTINGS.batch, seed=1))
+    TrainingStep(model, SETTINGS, replace(CPU, micro_batch=30))((x, y), 0)
+    critic = [part for part in seen if part.shape[1] == model.z0_dim]
+    assert [len(part) for part in critic] == [30, 30, 4, 30, 30, 4]
+    assert max(len(part) for part in seen) == 30
+    for first, second in zip(critic[:3], critic[3:], strict=True):
+        assert torch.equal(first, second)
 
 
 def test_an_optimiser_state_comes_back_with_the_step_s_own_learning_rate():

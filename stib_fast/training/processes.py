@@ -1,0 +1,143 @@
+"""The processes of a training run: one, or those that ``torchrun`` started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from stib_fast.training.execution import Execution
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among those of a run.
+
+    Parameters
+    ----------
+    rank : int
+        Number of this process, from 0: the first one, which alone writes.
+    size : int
+        Number of processes.
+
+    Examples
+    --------
+    >>> Processes(rank=1, size=4).share(1000)
+    slice(250, 500, None)
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The group of all of them, or None for one alone."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def share(self, rows: int) -> slice:
+        """Which rows of a batch are this process's.
+
+        Raises
+        ------
+        ValueError
+            If the processes cannot have equally many.
+        """
+        if rows % self.size:
+            raise ValueError(
+                f"optimisation.batch is {rows}, which {self.size} processes cannot share equally; "
+                f"take {rows - rows % self.size or self.size}"
+            )
+        each = rows // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes, the same bits on each."""
+        if self.size == 1:
+            return values
+        everyone = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(everyone, values)
+        return torch.stack(everyone).mean(0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; all must ask."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def first(self, function: Callable[[], Result]) -> Result:
+        """Run a function in the first process; its result, or ValueError, in all of them."""
+        if self.size == 1:
+            return function()
+        outcome: list[Result | ValueError | None] = [None]
+        if self.is_first:
+            try:
+                outcome = [function()]
+            except (ValueError, OSError) as error:
+                outcome = [ValueError(str(error))]
+        dist.broadcast_object_list(outcome)
+        (result,) = outcome
+        if isinstance(result, ValueError):
+            raise result
+        return result  # type: ignore[return-value]
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def joined_processes(execution: Execution) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, or be the only one.
+
+    On GPUs each process takes the one of its number on its machine.
+
+    Parameters
+    ----------
+    execution : Execution
+        Resolved.
+
+    Raises
+    ------
+    ValueError
+        If the machine has fewer GPUs than processes, or a CUDA graph is asked for.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if execution.cuda_graph:
+        raise ValueError(f"a CUDA graph (--cuda-graph) is of one process; there are {size}")
+    on_gpu = execution.device == "cuda"
+    if on_gpu:
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(
+                f"process {local} of this machine has no GPU of its own, there are {gpus}: lower "
+                "torchrun's --nproc-per-node or take --device cpu"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether ``torchrun --max-restarts`` started this process anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
