@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import jsonargparse
 
 from stib_fast import doctor
-from stib_fast.cli import data, encode, mi, results, train
+from stib_fast.cli import data, encode, generate, mi, results, train
 from stib_fast.cli.parsers import Commands, command
 from stib_fast.training import Interrupted
 
 __all__ = ["main"]
 
-MODULES = (train, results, encode, data, mi)
+MODULES = (train, results, generate, encode, data, mi)
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -24,6 +24,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--"]:  # some versions of Python leave it from torchrun's command line
+        del arguments[0]
     try:
         return _dispatch(_parsed(arguments))
     except Interrupted as stop:
@@ -37,8 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (jsonargparse.ArgumentError, ValueError, OSError, RuntimeError) as error:
-        print(f"stib: {_one_line(error)}", file=sys.stderr)
+        print(f"stib: {_process()}{_one_line(error)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _process() -> str:
+    """Which process speaks, of those that torchrun started beside the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "
 
 
 def _one_line(error: Exception) -> str:

@@ -170,15 +170,17 @@ def _train_and_report(
     run.write_evaluation(experiment.evaluate(model))
     written = write_report(run, Trained(model, experiment))
     print(table_of([run]))
-    print(_resources(run))
+    if run.resources.exists():  # not of runs that version 0.1.0 trained
+        print(_resources(run))
     print("written: " + ", ".join(str(path) for path in written))
 
 
 def _resources(run: Run) -> str:
     took = json.loads(run.resources.read_text())
+    several = f" by {took['processes']} processes" if took["processes"] > 1 else ""
     return (
         f"{took['steps']:,} steps in {took['seconds']:,.0f} s, "
-        f"{took['rows_per_second']:,.0f} rows a second by {took['processes']} process(es); "
+        f"{took['rows_per_second']:,.0f} rows a second{several}; "
         f"peak memory {took['peak_memory_bytes'] / 1e9:.2f} GB"
     )
 

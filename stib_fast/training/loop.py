@@ -136,7 +136,7 @@ def train(
                 saved = time.perf_counter()
             if stopped and step < settings.steps:
                 raise Interrupted(f"stopped after step {step} of {settings.steps}")
-    if processes.is_first:
+    if processes.is_first and first < settings.steps:
         seconds = time.perf_counter() - began
         run.write_resources(
             {

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import PrefixStore, ProcessGroup  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from stib_fast.training.execution import Execution
 
@@ -115,6 +116,8 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
     ------
     ValueError
         If the machine has fewer GPUs than processes, or a CUDA graph is asked for.
+    RuntimeError
+        In place of one of ``torch.distributed``: another process ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -131,13 +134,31 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
                 "torchrun's --nproc-per-node or take --device cpu"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun's store outlives a restart with the addresses of the dead, at which gloo would wait
+    # (pytorch/pytorch#135712). On several machines the numbers of their restarts may differ.
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = PrefixStore(f"restart {_restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        yield Processes(dist.get_rank(), size)
+        yield Processes(rank, size)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise RuntimeError(
+            "another process of the run ended or cannot be reached; its own message tells why. "
+            "`stib resume` continues from the last checkpoint, as torchrun --max-restarts 3 does "
+            f"by itself ({str(error).splitlines()[0]})"
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
 def restarted() -> bool:
     """Whether ``torchrun --max-restarts`` started this process anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

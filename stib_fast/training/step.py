@@ -74,7 +74,7 @@ class TrainingStep:
         objective = torch.compile(stib_objective) if execution.compile else stib_objective
         self._objective: nn.Module = _Objective(model, objective, settings.invariance_weight)
         if processes.size > 1:
-            self._objective = DistributedDataParallel(self._objective, broadcast_buffers=False)
+            self._objective = DistributedDataParallel(self._objective)
         self._step: Callable[[Tensor, Tensor], Terms] = self._take
         if execution.cuda_graph:
             self._step = Replayed(self._take)
