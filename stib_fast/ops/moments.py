@@ -240,7 +240,8 @@ def _moments_rows(
     # underflows; a constant column keeps its unit.
     spread = scatter.diagonal()
     scale = torch.where(spread > 0, spread, torch.ones_like(spread)).rsqrt()
-    matrix = (grad_scatter + grad_scatter.mT) / (scale[:, None] * scale)
+    # Gradients of torch.linalg come in column-major order, which the sum of the two keeps.
+    matrix = ((grad_scatter + grad_scatter.mT) / (scale[:, None] * scale)).contiguous()
     shift = grad_mean / torch.where(count > 0, count, torch.ones_like(count))
     return kernels.moments_apply(parts, weight, mean, scale, matrix, shift)
 

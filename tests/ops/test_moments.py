@@ -275,6 +275,19 @@ def test_gradcheck(weighted: bool, backend: str) -> None:
     assert torch.autograd.gradgradcheck(mean_and_scatter, parts)
 
 
+def test_gradient_of_a_factorisation_may_come_in_column_major_order(backend: str) -> None:
+    """As those of torch.linalg do; the eager reference takes them in any order."""
+    x = torch.randn(40, 3, dtype=torch.float64)
+
+    def log_det(scatter: Tensor) -> Tensor:
+        return 2 * torch.linalg.cholesky(scatter).diagonal().log().sum() + scatter.logdet()
+
+    ours, exact = x.clone().requires_grad_(), x.clone().requires_grad_()
+    log_det(F.moments(ours[:, :2], ours[:, 2:]).scatter).backward()
+    log_det(reference(exact)[2]).backward()
+    torch.testing.assert_close(ours.grad, exact.grad, rtol=1e-10, atol=1e-12)
+
+
 def test_one_part_alone_needs_a_gradient(backend: str) -> None:
     x, y = torch.randn(50, 2), torch.randn(50, 3)
     exact = gradients(F.moments, [x, y])
