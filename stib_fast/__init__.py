@@ -12,7 +12,7 @@ from stib_fast.moments import Moments
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stib_fast.training import Trained
+    from stib_fast.generation import GenerativeModel
 
 try:
     __version__ = version("stib_fast")
@@ -22,11 +22,25 @@ except PackageNotFoundError:  # a source tree on the path, never installed
 __all__ = ["Moments", "__version__", "backend", "functional", "load", "nn"]
 
 
-def load(folder: str | Path) -> Trained:
-    """Load the model of a run folder, with ``encode`` and ``predict``.
+def load(folder: str | Path) -> GenerativeModel:
+    """Load the model of a run, trained or in training, with ``encode``, ``predict``, ``generate``.
 
-    See `stib_fast.training.Trained`. Training is imported at the first call, not with the package.
+    Training is imported at the first call, not with the package.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A run folder.
+
+    Returns
+    -------
+    stib_fast.generation.GenerativeModel
+
+    Raises
+    ------
+    ValueError
+        If the folder is no run, has no checkpoint, or a damaged one.
     """
-    from stib_fast.training import load as load_run
+    from stib_fast import generation
 
-    return load_run(folder)
+    return generation.load(folder)
