@@ -220,6 +220,9 @@ class InvarianceCritic(nn.Module):
     more than linear dependence; with eight or more it sees non-linear dependence. The batch should
     grow like the square of `feature_dim`: the estimate's bias is feature_dim² / 2B nats.
 
+    A representation without noise can hold y in detail that is too fine for the critic, and for
+    nothing else: give z a noise that bounds it, as STIB does.
+
     Parameters
     ----------
     z_dim, y_dim : int

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,6 +77,33 @@ def test_encoder_loss_has_no_gradient_for_the_critic(
     assert all(parameter.requires_grad for parameter in critic.parameters())
 
 
+@pytest.mark.parametrize("loss", ["encoder_loss", "critic_loss", "forward"])
+def test_micro_batches_of_the_critic_s_losses_add_up(
+    loss: str, critic: InvarianceCritic, backend: str
+) -> None:
+    z, y = sample()
+    whole, parts = z.clone().requires_grad_(), z.clone().requires_grad_()
+    value = getattr(critic, loss)(whole, y)
+    value.backward()
+    expected = gradients(critic)
+    critic.zero_grad(set_to_none=True)
+    sizes = [90, 1, 109]
+    batches = list(zip(parts.split(sizes), y.split(sizes), strict=True))
+    moments = reduce(add, (critic.moments(*batch) for batch in batches))
+    assert not moments.scatter.requires_grad
+    for batch in batches:
+        getattr(critic, loss)(*batch, whole=moments).backward()
+    # Sums in another order: float64 rounding times a moderate condition.
+    if whole.grad is not None:
+        torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-9, atol=1e-13)
+    for name, gradient in gradients(critic).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-13, msg=name)
+    _, mi, cycles = zip(*(critic.losses(*batch, whole=moments) for batch in batches), strict=True)
+    _, expected_mi, expected_cycle = critic.losses(z, y)
+    torch.testing.assert_close(torch.stack(mi), expected_mi.expand(3))
+    torch.testing.assert_close(torch.stack(cycles).sum(), expected_cycle)
+
+
 def test_adversary_sees_and_removes_dependence(backend: str) -> None:
     """A linear encoder of (y + e, e') ends where y is not; 60 steps of both players."""
     torch.manual_seed(0)
@@ -101,6 +131,9 @@ def test_gaussian_mi_loss_passes_its_options_on(backend: str) -> None:
     module = GaussianMILoss(**options)
     assert torch.equal(module(z, y, weight), F.gaussian_mi(z, y, weight=weight, **options))
     assert torch.equal(GaussianMILoss()(z, y), F.gaussian_mi(z, y))
+    whole = F.moments(z, y)
+    part = GaussianMILoss()(z[:50], y[:50], whole=whole)
+    assert torch.equal(part, F.gaussian_mi(z[:50], y[:50], whole=whole))
     assert "eps=0.01, bias_correction=True, precision='fast'" in repr(module)
 
 

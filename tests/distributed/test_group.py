@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from stib_fast import functional as F
+from stib_fast.nn import GaussianMILoss, InvarianceCritic
 
 WORLD = 4
 N, M = 5, 3
@@ -119,6 +120,16 @@ def gather_only_moments(group: dist.ProcessGroup) -> None:
     assert sent == [8 * (1 + d + d * d)]
 
 
+def reach_the_modules(group: dist.ProcessGroup) -> None:
+    z, y = torch.randn(20, 2), torch.randn(20, 2)
+    value = F.gaussian_mi(z, y, group=group)
+    assert torch.equal(GaussianMILoss(group=group)(z, y), value)
+    critic = InvarianceCritic(2, 2, 2, (4,))
+    features, targets = critic.critic(z), critic.h(y)
+    _, mi, _ = critic.losses(z, y, group=group)
+    assert torch.equal(mi, F.gaussian_mi(features, targets, group=group))
+
+
 def give_nan_for_nan_and_for_few_rows(group: dist.ProcessGroup) -> None:
     rank = dist.get_rank(group)
     z, y = torch.randn(20, 2, requires_grad=True), torch.randn(20, 2)
@@ -132,7 +143,12 @@ def give_nan_for_nan_and_for_few_rows(group: dist.ProcessGroup) -> None:
     assert F.gaussian_mi(torch.randn(rows, 2), torch.randn(rows, 2), group=group).isnan()
 
 
-JOBS = (agree_with_one_process, gather_only_moments, give_nan_for_nan_and_for_few_rows)
+JOBS = (
+    agree_with_one_process,
+    gather_only_moments,
+    reach_the_modules,
+    give_nan_for_nan_and_for_few_rows,
+)
 
 
 def worker(rank: int, folder: str) -> None:

@@ -9,7 +9,6 @@ from stib_fast.training import loop
 from stib_fast.training.step import TrainingStep
 
 DIES_IN = 7
-loop.CHECKPOINT_SECONDS = 0.0
 take_step = TrainingStep.__call__
 
 
@@ -19,6 +18,8 @@ def dying(self, batch, step):
     return take_step(self, batch, step)
 
 
-if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    TrainingStep.__call__ = dying
-sys.exit(main())
+if __name__ == "__main__":
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        TrainingStep.__call__ = dying
+    loop.CHECKPOINT_SECONDS = 0.0
+    sys.exit(main())
