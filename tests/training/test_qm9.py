@@ -112,7 +112,7 @@ def test_a_run_read_from_its_folder_continues_bit_for_bit(molecules, tmp_path):
 
         state_dict = staticmethod(inner.state_dict)
 
-    experiment.stream = lambda device: Stream()
+    experiment.stream = lambda *given: Stream()
     with pytest.raises(Interrupted, match="after step 5"):
         train(experiment, run)
     resumed = train(experiment_of(run, with_data=True), run, resume=True)
