@@ -20,10 +20,14 @@ from benchmarks.harness import Benchmark, On, Row
 OPS = (
     "gaussian_mi",
     "training_step",
+    "micro_batches",
+    "batch_size",
+    "processes",
     "smiles",
     "one_hot",
     "one_hot_conv1d",
     "token_cache",
+    "moments",
     "knn_mi",
     "estimators",
 )

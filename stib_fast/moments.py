@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
+
+from stib_fast.archives import load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+FLOAT64 = {np.dtype(np.float64)}
+KIND = "moments of stib_fast, version 1"
+DTYPES = {
+    str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,9 @@ class Moments:
     """Count, mean and scatter matrix of a sample of d columns in several parts.
 
     The moments of a union of samples are the sum ``a + b`` (Chan, Golub & LeVeque 1979),
-    differentiable like everything here. `stib_fast.functional.moments` makes them.
+    differentiable like everything here, and ``sum(...)`` adds up any number.
+    `stib_fast.functional.moments` makes them of tensors, `stib_fast.data.stream_moments` of a
+    stream of batches.
 
     Parameters
     ----------
@@ -57,6 +71,49 @@ class Moments:
             )
         pairs = zip(self._values(), other._values(), strict=True)
         return self._union(*(torch.stack(pair) for pair in pairs))
+
+    def __radd__(self, start: int) -> Moments:
+        return self if start == 0 else NotImplemented  # 0: where `sum` begins
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file, which is there as a whole or not at all.
+
+        Parameters
+        ----------
+        path : str or Path
+            The content is that of an ``.npz`` file, whatever the name. Gradients and the device are
+            not kept.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from stib_fast import functional as F
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     F.moments(torch.tensor([[1.0], [3.0]])).save(f"{folder}/0.moments")
+        ...     F.moments(torch.tensor([[8.0]])).save(f"{folder}/1.moments")
+        ...     whole = sum(Moments.load(f"{folder}/{k}.moments") for k in range(2))
+        >>> whole.count.item(), whole.mean.item()
+        (3.0, 4.0)
+        """
+        save_arrays(path, KIND, as_arrays(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Moments:
+        """Read what `save` wrote, bit for bit, onto the CPU; nothing in the file is executed.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        ValueError
+            It is damaged, or holds something else.
+        """
+        return from_arrays(path, load_arrays(path, KIND))
 
     def gathered(self, group: ProcessGroup) -> Moments:
         """Moments of the sample whose rows are spread over the processes of a group.
@@ -117,3 +174,36 @@ class Moments:
             sizes=self.sizes,
             dtype=self.dtype,
         )
+
+
+def as_arrays(moments: Moments) -> dict[str, NDArray[Any]]:
+    """Give the entries of a file, which `from_arrays` reads."""
+    count, mean, scatter = (value.detach().cpu().numpy() for value in moments._values())
+    sizes, dtype = np.array(moments.sizes), np.array(str(moments.dtype))
+    return {"count": count, "mean": mean, "scatter": scatter, "sizes": sizes, "dtype": dtype}
+
+
+def from_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> Moments:
+    """Read the entries of a file, which messages name.
+
+    Raises
+    ------
+    ValueError
+        Some are missing, or do not fit each other.
+    """
+    try:
+        count, mean, scatter = (arrays[name] for name in ("count", "mean", "scatter"))
+        sizes, dtype = arrays["sizes"].tolist(), DTYPES[arrays["dtype"].item()]
+        d = sum(sizes)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged: {error!r}") from error
+    shapes = [value.shape for value in (count, mean, scatter)]
+    if shapes != [(), (d,), (d, d)] or {v.dtype for v in (count, mean, scatter)} != FLOAT64:
+        raise ValueError(f"{path}: damaged: count, mean and scatter do not fit {sizes} columns")
+    return Moments(
+        count=torch.from_numpy(count),
+        mean=torch.from_numpy(mean),
+        scatter=torch.from_numpy(scatter),
+        sizes=tuple(sizes),
+        dtype=dtype,
+    )

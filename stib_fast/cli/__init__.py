@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import jsonargparse
 
 from stib_fast import doctor
-from stib_fast.cli import data, encode, generate, mi, results, train
+from stib_fast.cli import data, encode, generate, mi, moments, results, train
 from stib_fast.cli.parsers import Commands, command
 from stib_fast.training import Interrupted
 
 __all__ = ["main"]
 
-MODULES = (train, results, generate, encode, data, mi)
+MODULES = (train, results, generate, encode, data, mi, moments)
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(_parsed(arguments))
     except Interrupted as stop:
-        print(f"stib: {stop}", file=sys.stderr)
+        if not _process():
+            print(f"stib: {stop}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
         print("stib: interrupted", file=sys.stderr)

@@ -1,12 +1,13 @@
-"""``stib mi``: the mutual information between columns of a file."""
+"""``stib mi``: the mutual information between columns of tables."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jsonargparse
 import numpy
@@ -15,6 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stib_fast import functional
+from stib_fast.cli.moments import (
+    SIDES,
+    add_table_arguments,
+    are_moments,
+    check_columns,
+    dropped,
+    place,
+    positive,
+    read_moments,
+    refuse_bad,
+    refuse_no_rows,
+)
 from stib_fast.cli.parsers import Commands, command
 from stib_fast.data.columns import read_columns
 
@@ -29,91 +42,77 @@ Columns = dict[str, NDArray[numpy.float64]]
 def add_to(commands: Commands) -> None:
     """Add the command."""
     mi = command(
-        "Estimate the mutual information I(x; y), or I(x; y | given), between columns of a file."
+        "Estimate the mutual information I(x; y), or I(x; y | given), between columns of tables."
     )
-    mi.add_argument("file", type=str, help=".csv (also .gz), .parquet, or .npz with its arrays")
-    mi.add_argument("--x", type=str, nargs="+", required=True, metavar="COLUMN")
-    mi.add_argument("--y", type=str, nargs="+", required=True, metavar="COLUMN")
-    mi.add_argument("--given", type=str, nargs="+", default=[], metavar="COLUMN")
+    add_table_arguments(mi)
     mi.add_argument(
         "--estimator",
         choices=["knn", "gaussian", "copula"],
-        default="knn",
         help="nearest neighbours (Kraskov et al. 2004; the scale of each column counts), or "
-        "Gaussian, of the columns or of their ranks, less its bias (Ince et al. 2017)",
+        "Gaussian, of the columns or of their ranks, less its bias (Ince et al. 2017); gaussian "
+        "reads files of any length in one pass and little memory; default: knn, and gaussian of "
+        "what `stib moments` wrote",
     )
-    mi.add_argument("--k", type=_count, help=f"neighbours; knn only; default: {K}")
+    mi.add_argument("--k", type=positive, help=f"neighbours; knn only; default: {K}")
     mi.add_argument(
-        "--variant", type=_count, choices=[1, 2], help=f"Kraskov's algorithm; default: {VARIANT}"
+        "--variant", type=positive, choices=[1, 2], help=f"Kraskov's algorithm; default: {VARIANT}"
     )
     mi.add_argument(
         "--subsample",
-        type=_count,
+        type=positive,
         metavar="ROWS",
         help=f"average over up to {REPETITIONS} disjoint random subsamples of so many rows, with "
         "the standard error; knn only; default: all rows at once",
     )
     mi.add_argument("--unit", choices=list(NATS_PER_UNIT), default="bits")
-    mi.add_argument(
-        "--nan",
-        choices=["drop", "error"],
-        default="error",
-        help="rows with a missing or infinite value",
-    )
     mi.add_argument("--json", action="store_true", help="for programs")
     commands.add_subcommand("mi", mi)
 
 
-def _count(value: str | int) -> int:
-    if not str(value).isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {value}")
-    return int(value)
+class _Found(NamedTuple):
+    """What an estimator tells."""
+
+    nats: float
+    standard_error: float | None
+    settings: dict[str, Any]
+    sides: dict[str, list[str]]
+    rows: int
+    dropped: dict[str, int]
+    warnings: list[str]
 
 
 def _mi(options: jsonargparse.Namespace) -> None:
+    options.estimator = options.estimator or ("gaussian" if are_moments(options) else "knn")
     _check(options)
-    columns = read_columns(options.file, [*options.x, *options.y, *options.given])
-    columns, dropped = _complete_rows(options.file, columns, options.nan)
-    rows = len(next(iter(columns.values())))
-    settings = _settings(options, rows)
-    _check_rows(options, settings, columns, rows)
-    warnings = _warnings(columns, options.estimator)
-    for warning in warnings:
-        print(f"stib: warning: {warning}", file=sys.stderr)
-    if options.estimator == "gaussian":
-        # It is the same for columns of any size, but sums squares.
-        columns = {name: _scaled(column)[0] for name, column in columns.items()}
-    parts = [_side(columns, names) for names in (options.x, options.y, options.given) if names]
-    nats, standard_error = _estimate(options.estimator, parts, settings)
-    used = rows
-    if "subsample" in settings:
-        used = settings["repetitions"] * settings["subsample"]
-        dropped["left over by subsampling"] = rows - used
-    size = NATS_PER_UNIT[options.unit]
+    found = _of_moments(options) if options.estimator == "gaussian" else _of_rows(options)
+    if not math.isfinite(found.nats + (found.standard_error or 0)):
+        raise ValueError(
+            f"--estimator {options.estimator} finds no finite value; leave out columns that others "
+            "determine, or take another estimator"
+        )
+    size, error = NATS_PER_UNIT[options.unit], found.standard_error
     facts = {
-        "mi": nats / size,
-        **({} if standard_error is None else {"standard_error": standard_error / size}),
+        "mi": found.nats / size,
+        **({} if error is None else {"standard_error": error / size}),
         "unit": options.unit,
         "estimator": options.estimator,
-        **settings,
-        "x": options.x,
-        "y": options.y,
-        "given": options.given,
-        "rows_used": used,
-        "rows_dropped": dropped,
-        "warnings": warnings,
+        **found.settings,
+        **found.sides,
+        "rows_used": found.rows,
+        "rows_dropped": found.dropped,
+        "warnings": found.warnings,
     }
     print(json.dumps(facts, indent=2) if options.json else _text(facts))
 
 
 def _check(options: jsonargparse.Namespace) -> None:
-    sides = {name: options[name] for name in ("x", "y", "given")}
-    asked = [column for names in sides.values() for column in names]
-    for column in asked:
-        if asked.count(column) > 1:
-            where = ", ".join(f"--{side}" for side, names in sides.items() if column in names)
-            raise ValueError(f"column {column!r} is asked for more than once ({where})")
-    if options.estimator == "knn":
+    check_columns(options)
+    estimator = options.estimator
+    if estimator != "gaussian" and are_moments(options):
+        raise ValueError(f"{options.files[0]}: moments are enough for --estimator gaussian alone")
+    if estimator != "gaussian" and options.workers is not None:
+        raise ValueError(f"--workers is for --estimator gaussian, not {estimator}")
+    if estimator == "knn":
         if options.given:
             raise ValueError(
                 "--given: there is no conditional k-NN estimator; use --estimator copula or "
@@ -122,7 +121,87 @@ def _check(options: jsonargparse.Namespace) -> None:
         return
     for name in KNN_OPTIONS:
         if options[name] is not None:
-            raise ValueError(f"--{name} is for --estimator knn, not {options.estimator}")
+            raise ValueError(f"--{name} is for --estimator knn, not {estimator}")
+
+
+def _check_rows(options: jsonargparse.Namespace, rows: int, least: int, why: str) -> None:
+    if rows < least:
+        raise ValueError(
+            f"{place(options)}: rows with a number in every column: {rows}; {why} needs {least} at "
+            "least"
+        )
+
+
+def _check_columns_left(options: jsonargparse.Namespace, rows: int, columns: int) -> None:
+    """Refuse too few rows for a covariance matrix."""
+    _check_rows(
+        options, rows, columns + 1, f"--estimator {options.estimator} with {columns} columns"
+    )
+
+
+def _warn(warnings: list[str]) -> list[str]:
+    for warning in warnings:
+        print(f"stib: warning: {warning}", file=sys.stderr)
+    return warnings
+
+
+def _constant(names: Iterable[str]) -> list[str]:
+    return [f"column {name} is constant: it carries nothing" for name in names]
+
+
+# ---- of the moments of files of any length -------------------------------------------------------
+
+
+def _of_moments(options: jsonargparse.Namespace) -> _Found:
+    table = read_moments(options)
+    refuse_no_rows(options, table.rows, table.missing + table.infinite)
+    _check_columns_left(options, table.rows, len(table.columns))
+    estimate = functional.gaussian_cmi_of if len(table.parts) == 3 else functional.gaussian_mi_of
+    asked = [options[side] for side in SIDES] if options.x else map(list, (*table.parts, ()))
+    return _Found(
+        nats=estimate(table.scaled, bias_correction=True).item(),
+        standard_error=None,
+        settings={},
+        sides=dict(zip(SIDES, asked, strict=False)),
+        rows=table.rows,
+        dropped=dropped(table),
+        warnings=_warn(_constant(table.constant)),
+    )
+
+
+# ---- of the rows, all of them in memory ----------------------------------------------------------
+
+
+def _of_rows(options: jsonargparse.Namespace) -> _Found:
+    columns, lost = _columns(options)
+    rows = len(next(iter(columns.values())))
+    settings = _settings(options, rows) if options.estimator == "knn" else {}
+    if options.estimator == "knn":
+        _check_rows(options, rows, settings["k"] + 1, f"--k {settings['k']}")
+    else:
+        sizes = [1 if column.ndim == 1 else column.shape[1] for column in columns.values()]
+        _check_columns_left(options, rows, sum(sizes))
+    warnings = _warn(_warnings(columns, options.estimator))
+    sides = {side: options[side] for side in SIDES}
+    parts = [_side(columns, names) for names in sides.values() if names]
+    nats, error = _estimate(options.estimator, parts, settings)
+    if "subsample" in settings:
+        used = settings["repetitions"] * settings["subsample"]
+        lost["left over by subsampling"], rows = rows - used, used
+    return _Found(nats, error, settings, sides, rows, lost, warnings)
+
+
+def _columns(options: jsonargparse.Namespace) -> tuple[Columns, dict[str, int]]:
+    """The rows of all files that have a number in every column, and how many have not."""
+    names = [name for side in SIDES for name in options[side]]
+    tables, lost = [], Counter[str]()
+    for file in options.files:
+        columns, counts = _complete_rows(file, read_columns(file, names), options.nan)
+        tables.append(columns)
+        lost.update(counts)
+    whole = {name: numpy.concatenate([columns[name] for columns in tables]) for name in names}
+    refuse_no_rows(options, len(whole[names[0]]), sum(lost.values()))
+    return whole, dict(lost)
 
 
 def _complete_rows(file: str, columns: Columns, nan: str) -> tuple[Columns, dict[str, int]]:
@@ -135,17 +214,12 @@ def _complete_rows(file: str, columns: Columns, nan: str) -> tuple[Columns, dict
     if bad.any() and nan == "error":
         row = int(bad.argmax())
         name = next(n for n, c in columns.items() if not numpy.isfinite(c[row]).all())
-        raise ValueError(
-            f"{file}: column {name!r}, row {row + 1}: a missing or infinite value; there are "
-            f"{int(bad.sum())} such rows; --nan drop leaves them out"
-        )
-    if bad.all():
-        raise ValueError(f"{file}: no row has a finite number in every column")
-    dropped = {
+        refuse_bad(f"{file}: column {name!r}, row {row + 1}", int(bad.sum()))
+    lost = {
         "missing value": int(missing.sum()),
         "infinite value": int((infinite & ~missing).sum()),
     }
-    return {name: column[~bad] for name, column in columns.items()}, dropped
+    return {name: column[~bad] for name, column in columns.items()}, lost
 
 
 def _rows_where(test: Any, column: NDArray[numpy.float64]) -> NDArray[numpy.bool_]:
@@ -157,9 +231,7 @@ def _warnings(columns: Columns, estimator: str) -> list[str]:
     for name, column in columns.items():
         names = [name] if column.ndim == 1 else [f"{name}[{i}]" for i in range(column.shape[1])]
         constant = numpy.all(column == column[:1], axis=0).reshape(-1)
-        found += [
-            f"column {names[i]} is constant: it carries nothing" for i in constant.nonzero()[0]
-        ]
+        found += _constant(names[i] for i in constant.nonzero()[0])
         scaled, exponent = _scaled(column)
         spreads = numpy.ldexp(scaled.std(axis=0), exponent).reshape(-1).tolist()
         varying += [(spreads[i], names[i]) for i in (~constant).nonzero()[0]]
@@ -187,8 +259,6 @@ def _side(columns: Columns, names: list[str]) -> Tensor:
 
 
 def _settings(options: jsonargparse.Namespace, rows: int) -> dict[str, Any]:
-    if options.estimator != "knn":
-        return {}
     settings = {
         "k": K if options.k is None else options.k,
         "variant": VARIANT if options.variant is None else options.variant,
@@ -201,57 +271,25 @@ def _settings(options: jsonargparse.Namespace, rows: int) -> dict[str, Any]:
     if 2 * size > rows:
         raise ValueError(
             f"--subsample {size}: two disjoint subsamples of {size} need {2 * size} rows; "
-            f"{options.file} has {rows}: take at most {rows // 2}"
+            f"{place(options)} has {rows}: take at most {rows // 2}"
         )
     return settings | {"subsample": size, "repetitions": min(REPETITIONS, rows // size)}
-
-
-def _check_rows(
-    options: jsonargparse.Namespace, settings: dict[str, Any], columns: Columns, rows: int
-) -> None:
-    if options.estimator == "knn":
-        least, why = settings["k"] + 1, f"--k {settings['k']}"
-    else:
-        total = sum(1 if column.ndim == 1 else column.shape[1] for column in columns.values())
-        least, why = total + 1, f"--estimator {options.estimator} with {total} columns"
-    if rows < least:
-        raise ValueError(
-            f"{options.file}: rows with a number in every column: {rows}; {why} needs {least} at "
-            "least"
-        )
 
 
 def _estimate(
     estimator: str, parts: list[Tensor], settings: dict[str, Any]
 ) -> tuple[float, float | None]:
     """Nats, and their standard error where it is known."""
-    nats: float
-    error: float | None
-    if "subsample" in settings:
-        nats, error = functional.knn_mi_subsampled(parts[0], parts[1], **settings)
-    else:
-        nats, error = _of_all_rows(estimator, parts, settings), None
-    if not math.isfinite(nats + (error or 0)):
-        raise ValueError(
-            f"--estimator {estimator} finds no finite value; leave out columns that others "
-            "determine, or take another estimator"
-        )
-    return nats, error
-
-
-def _of_all_rows(estimator: str, parts: list[Tensor], settings: dict[str, Any]) -> float:
     x, y, *given = parts
+    if "subsample" in settings:
+        return functional.knn_mi_subsampled(x, y, **settings)
     if estimator == "knn":
         value = functional.knn_mi(x, y, **settings)
-    elif estimator == "copula" and given:
-        value = functional.gaussian_copula_cmi(x, y, *given)
-    elif estimator == "copula":
-        value = functional.gaussian_copula_mi(x, y)
     elif given:
-        value = functional.gaussian_cmi(x, y, *given, bias_correction=True)
+        value = functional.gaussian_copula_cmi(x, y, *given)
     else:
-        value = functional.gaussian_mi(x, y, bias_correction=True)
-    return value.item()
+        value = functional.gaussian_copula_mi(x, y)
+    return value.item(), None
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stib_fast.archives import open_npz
 from stib_fast.chem.cells import as_numbers
 from stib_fast.chem.files import read_batches
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npz")
 # What a cell of text without a number says, in lower case.
 MISSING = ("", "na", "n/a", "nan", "null", "none")
+BATCH_ROWS = 2**16
 INTEGERS_END = 2**53  # from here float64 skips some
 
 
@@ -77,20 +77,18 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
             raise ValueError(f"{path}: array {name!r} is asked for more than once")
     found = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            there = list(arrays.files)
+        with open_npz(path) as archive:
+            there = list(archive.files)
             for name in names:
                 if name in there:
-                    found[name] = arrays[name]
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
-        if "Object arrays" in str(error):
-            raise ValueError(
-                f"{path}: array {name!r} is an object array, which is pickled and not read; save "
-                "array.astype(float) instead"
-            ) from error
-        raise ValueError(f"{path}: not a readable npz file ({error})") from error
+                    found[name] = archive[name]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ValueError(
+            f"{path}: array {name!r} is an object array, which is pickled and not read; save "
+            "array.astype(float) instead"
+        ) from error
     for name in names:
         if name not in found:
             raise ValueError(f"{path}: array {name!r} is missing; there are {there}")
@@ -109,13 +107,78 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
 
 
 def _cells(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [np.empty(0)] for name in names}
-    rows = 0
-    for batch in read_batches(path, names):
-        for name, column in zip(names, batch.columns, strict=True):
-            parts[name].append(_numbers(path, name, column, rows))
-        rows += batch.num_rows
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    parts: list[list[NDArray[np.float64]]] = [[np.empty(0)] for _ in names]
+    for batch in column_batches(path, names):
+        for part, column in zip(parts, batch, strict=True):
+            part.append(column)
+    return {name: np.concatenate(part) for name, part in zip(names, parts, strict=True)}
+
+
+def column_batches(
+    path: str | Path,
+    names: Sequence[str],
+    row_groups: Sequence[int] | None = None,
+    first_row: int = 0,
+) -> Iterator[list[NDArray[np.float64]]]:
+    r"""Read columns of a table as `read_columns` does, batch by batch.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.csv``, ``.csv.gz`` or ``.parquet``.
+    names : sequence of str
+        Which columns, each once.
+    row_groups : sequence of int, optional
+        Of a Parquet file: read these alone.
+    first_row : int
+        The rows of the file before the first that is read, for messages.
+
+    Yields
+    ------
+    list of ndarray
+        float64 [n] for each name; of CSV about 16 MB of the file, of Parquet 65,536 rows.
+
+    Raises
+    ------
+    OSError, ValueError
+        As for `read_columns`; a file without rows yields nothing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "table.csv"
+    ...     _ = path.write_text("a,b\n1,x\n,y\n2.5,z\n")
+    ...     next(column_batches(path, ["a"]))
+    [array([1. , nan, 2.5])]
+    """
+    path = Path(path)
+    if row_groups is None:
+        batches = read_batches(path, names)
+    else:
+        batches = _row_groups(path, names, row_groups)
+    for batch in batches:
+        pairs = zip(names, batch.columns, strict=True)
+        yield [_numbers(path, name, column, first_row) for name, column in pairs]
+        first_row += batch.num_rows
+
+
+def _row_groups(
+    path: Path, names: Sequence[str], row_groups: Sequence[int]
+) -> Iterator[pyarrow.RecordBatch]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        # Without these two settings a whole row group is read before its first batch is there.
+        with parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
+            for batch in table.iter_batches(
+                BATCH_ROWS, list(row_groups), list(names), use_threads=False
+            ):
+                yield batch.select(list(names))
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
 def _numbers(path: Path, name: str, column: pyarrow.Array, first_row: int) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from stib_fast.data.columns import read_columns
+from stib_fast.data.columns import column_batches, read_columns
 
 WRITERS = {
     "t.csv": lambda path, cells: path.write_text("a\n" + "".join(f"{cell}\n" for cell in cells)),
@@ -57,3 +57,23 @@ def test_object_arrays_are_named_and_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"array 'a' is an object array.*save array.astype\(float"):
         read_columns(tmp_path / "t.npz", ["b", "a"])
     assert list(read_columns(tmp_path / "t.npz", ["b"])) == ["b"]
+
+
+def test_an_array_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "t.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match=r"t\.npz: not a readable npz file"):
+        read_columns(tmp_path / "t.npz", ["a"])
+
+
+def test_row_groups_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    cells = [str(cell) for cell in range(100)]
+    parquet.write_table(pa.table({"b": cells, "a": cells}), path, row_group_size=10)
+    found = list(column_batches(path, ["a"], [2, 3, 7], first_row=20))
+    rows = [*range(20, 40), *range(70, 80)]
+    np.testing.assert_array_equal(np.concatenate([batch[0] for batch in found]), rows)
+    cells[31] = "bad"
+    parquet.write_table(pa.table({"a": cells}), path, row_group_size=10)
+    with pytest.raises(ValueError, match="column 'a', row 32: 'bad' is not a number"):
+        list(column_batches(path, ["a"], [2, 3], first_row=20))
