@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from stib_fast.cli import _parser
 from stib_fast.functional import knn_mi
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "scaling.md").read_text()
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+    return re.findall(rf"```{language}\n(.*?)```", PAGES, flags=re.S)
 
 
 def commands(program):
@@ -46,12 +48,21 @@ def test_the_invariance_example_is_short_and_removes_what_it_should():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert "<!--" not in README
+    assert "<!--" not in PAGES
+    assert not re.search(r"@\w+@", PAGES)
 
 
 @pytest.mark.parametrize("target", commands("make"))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target[0]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+
+
+@pytest.mark.parametrize("arguments", commands("torchrun"), ids=" ".join)
+def test_torchrun_commands_parse(arguments):
+    options = torchrun_parser().parse_args(arguments)
+    assert options.module
+    assert options.training_script == "stib_fast"
+    _parser().parse_args(arguments[arguments.index("--") + 1 :])
 
 
 @pytest.mark.parametrize("arguments", commands("stib"), ids=" ".join)

@@ -196,6 +196,7 @@ if wanted tests; then
   tests knn_mi $on_device/knn_mi.py
   tests one_hot $on_device/one_hot.py
   tests training tests/training/test_step_gpu.py
+  tests distributed -k gpu tests/distributed/test_group.py
   # Tests that run on a GPU have "gpu" in their names: of the file, the test or its parameters.
   tests ops -k "gpu and not on_the_cpu and not without_a_gpu" tests/kernels/test_gpu.py tests/ops
   if finish; then

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,6 +16,7 @@ from stib_fast import functional as F
 from stib_fast.nn import GaussianMILoss, InvarianceCritic
 
 WORLD = 4
+device = torch.device("cpu")  # of the process
 N, M = 5, 3
 ROWS = 600
 # Rows of each rank: even, uneven, with an empty one, and with all rows on one.
@@ -34,12 +36,12 @@ def sample(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     x = torch.randn(ROWS, N, generator=generator, dtype=torch.float64)
     y = x[:, :M] + torch.randn(ROWS, M, generator=generator, dtype=torch.float64)
     weight = torch.rand(ROWS, generator=generator, dtype=torch.float64)
-    return x.to(dtype), (y + 30).to(dtype), weight
+    return x.to(device, dtype), (y + 30).to(device, dtype), weight.to(device)
 
 
 def encoder(dtype: torch.dtype) -> torch.nn.Linear:
     torch.manual_seed(1)
-    return torch.nn.Linear(N, 2, dtype=dtype)  # invertible, it would change nothing
+    return torch.nn.Linear(N, 2, dtype=dtype).to(device)  # invertible, it would change nothing
 
 
 def whole(dtype: torch.dtype, weighted: bool, corrected: bool) -> tuple[Tensor, list[Tensor]]:
@@ -110,8 +112,8 @@ def gather_only_moments(group: dist.ProcessGroup) -> None:
     for name in others:
         setattr(dist, name, lambda *a, name=name, **k: sent.append(name))
     try:
-        z = torch.randn(50, N, requires_grad=True)
-        F.gaussian_mi(z, torch.randn(50, M), group=group).backward()
+        z = torch.randn(50, N, device=device, requires_grad=True)
+        F.gaussian_mi(z, torch.randn(50, M, device=device), group=group).backward()
     finally:
         dist.all_gather = all_gather
         for name, function in others.items():
@@ -121,10 +123,10 @@ def gather_only_moments(group: dist.ProcessGroup) -> None:
 
 
 def reach_the_modules(group: dist.ProcessGroup) -> None:
-    z, y = torch.randn(20, 2), torch.randn(20, 2)
+    z, y = torch.randn(2, 20, 2, device=device)
     value = F.gaussian_mi(z, y, group=group)
     assert torch.equal(GaussianMILoss(group=group)(z, y), value)
-    critic = InvarianceCritic(2, 2, 2, (4,))
+    critic = InvarianceCritic(2, 2, 2, (4,)).to(device)
     features, targets = critic.critic(z), critic.h(y)
     _, mi, _ = critic.losses(z, y, group=group)
     assert torch.equal(mi, F.gaussian_mi(features, targets, group=group))
@@ -132,7 +134,8 @@ def reach_the_modules(group: dist.ProcessGroup) -> None:
 
 def give_nan_for_nan_and_for_few_rows(group: dist.ProcessGroup) -> None:
     rank = dist.get_rank(group)
-    z, y = torch.randn(20, 2, requires_grad=True), torch.randn(20, 2)
+    z, y = torch.randn(2, 20, 2, device=device)
+    z.requires_grad_()
     if rank == dist.get_world_size(group) - 1:
         y[3, 1] = torch.nan
     value = F.gaussian_mi(z, y, group=group)
@@ -140,7 +143,7 @@ def give_nan_for_nan_and_for_few_rows(group: dist.ProcessGroup) -> None:
     assert value.isnan()
     assert z.grad.isnan().all()
     rows = 1 if rank == 0 else 0
-    assert F.gaussian_mi(torch.randn(rows, 2), torch.randn(rows, 2), group=group).isnan()
+    assert F.gaussian_mi(*torch.randn(2, rows, 2, device=device), group=group).isnan()
 
 
 JOBS = (
@@ -151,12 +154,17 @@ JOBS = (
 )
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(rank: int, folder: str, world: int, on_gpus: bool) -> None:
+    global device
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    if on_gpus:
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    store = dist.FileStore(f"{folder}/store", world)
+    backend = "nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
-        for size in range(1, WORLD + 1):
+        for size in range(1, world + 1):
             group = dist.new_group(list(range(size)))
             if rank < size:
                 for job in JOBS:
@@ -168,4 +176,11 @@ def worker(rank: int, folder: str) -> None:
 
 def test_spread_over_processes(tmp_path: Path) -> None:
     """Groups of 1 to 4 processes, started once."""
-    mp.spawn(worker, (str(tmp_path),), nprocs=WORLD)
+    mp.spawn(worker, (str(tmp_path), WORLD, False), nprocs=WORLD)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_spread_over_gpus(tmp_path: Path) -> None:
+    """The same by NCCL, a GPU for each process."""
+    world = min(WORLD, torch.cuda.device_count())
+    mp.spawn(worker, (str(tmp_path), world, True), nprocs=world)
