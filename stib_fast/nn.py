@@ -363,7 +363,7 @@ class InvarianceCritic(nn.Module):
         target = self.h(y / self.y_scale)
         mi = F.gaussian_mi(self.critic(z), target, group=group, whole=whole)
         squares = (self.h_inverse(target) * self.y_scale - y).square().sum(1)
-        cycle = squares.mean() if whole is None else squares.sum() / whole.count.to(y)
+        cycle = squares.mean() if whole is None else (squares.sum() / whole.count).to(y)
         return self.cycle_weight * cycle - mi, mi, cycle
 
 

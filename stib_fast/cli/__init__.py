@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _process() -> str:
     """Which process speaks, of those that torchrun started beside the first."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f"process {rank}: "
+    rank, size = (os.environ.get(name) or "1" for name in ("RANK", "WORLD_SIZE"))
+    return "" if size == "1" or rank == "0" else f"process {rank}: "
 
 
 def _one_line(error: Exception) -> str:

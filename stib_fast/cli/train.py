@@ -29,8 +29,9 @@ from stib_fast.training import (
     Trained,
     Zinc,
     experiment_of,
+    job,
     joined_processes,
-    restarted,
+    may_restart,
     train,
 )
 
@@ -104,14 +105,16 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
 
 def _train(options: jsonargparse.Namespace) -> None:
     chosen = options[options.experiment]
-    if restarted() and chosen.run and Run(chosen.run).exists():
-        return _resume(chosen)
+    if may_restart() and not chosen.run:
+        raise ValueError("torchrun --max-restarts needs --run: a restart could not find the folder")
     execution = Execution(**vars(chosen.execution)).resolved()
     optimisation = chosen.optimisation
     if chosen.batch is not None:
         optimisation = replace(optimisation, batch=chosen.batch)
     with joined_processes(execution) as processes:
         processes.share(optimisation.batch)  # before anything is read or written
+        if chosen.run and processes.first(lambda: Run(chosen.run).is_of(job())):
+            return _continue(Run(chosen.run), processes)
         with _told_once(processes):
             experiment = _experiment(options.experiment, chosen, optimisation, execution)
         folder = chosen.run or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -145,7 +148,7 @@ def _told_once(processes: Processes) -> contextlib.AbstractContextManager[Any]:
 
 def _created(folder: str, experiment: Artificial | MoleculeExperiment) -> Run:
     run = Run(folder)
-    run.create(experiment)
+    run.create(experiment, job())
     return run
 
 
@@ -153,9 +156,14 @@ def _resume(options: jsonargparse.Namespace) -> None:
     run = Run(options.run)
     execution = experiment_of(run, with_data=False).execution.resolved()
     with joined_processes(execution) as processes:
-        with _told_once(processes):
-            experiment = experiment_of(run, with_data=True)
-        _train_and_report(experiment, run, processes, resume=run.checkpoint.exists())
+        _continue(run, processes)
+
+
+def _continue(run: Run, processes: Processes) -> None:
+    with _told_once(processes):
+        experiment = experiment_of(run, with_data=True)
+    resume = processes.first(run.checkpoint.exists)
+    _train_and_report(experiment, run, processes, resume=resume)
 
 
 def _train_and_report(

@@ -62,16 +62,14 @@ def read_columns(path: str | Path, names: Sequence[str]) -> dict[str, NDArray[np
     path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: the name of a table ends in one of {', '.join(SUFFIXES)}")
-    columns = _arrays(path, names) if path.suffix.lower() == ".npz" else _cells(path, names)
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{path}: arrays differ in length: {lengths}")
-    if not any(lengths.values()):
+    columns = array_columns(path, names) if path.suffix.lower() == ".npz" else _cells(path, names)
+    if not any(map(len, columns.values())):
         raise ValueError(f"{path}: the file holds no rows")
     return columns
 
 
-def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def array_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Read arrays of an ``.npz`` file as `read_columns` does; they may have no rows."""
     for name in names:
         if list(names).count(name) > 1:
             raise ValueError(f"{path}: array {name!r} is asked for more than once")
@@ -103,6 +101,9 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         if found[name].dtype.kind in "iu":
             big = np.abs(numbers) >= INTEGERS_END
             _refuse_rounded(path, name, found[name][big].tolist(), numbers[big].tolist())
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path}: arrays differ in length: {lengths}")
     return columns
 
 
@@ -182,14 +183,17 @@ def _row_groups(
 
 
 def _numbers(path: Path, name: str, column: pyarrow.Array, first_row: int) -> NDArray[np.float64]:
+    import pyarrow
+
     numbers = as_numbers(path, name, column)
     for row in np.flatnonzero(np.isnan(numbers)).tolist():
         cell = column[row].as_py()
         if isinstance(cell, str) and cell.strip().lower() not in MISSING:
             place = f"{path}: column {name!r}, row {first_row + row + 1}"
             raise ValueError(f"{place}: {cell!r} is not a number")
-    big = np.flatnonzero(np.abs(numbers) >= INTEGERS_END).tolist()
-    _refuse_rounded(path, name, [column[row].as_py() for row in big], numbers[big].tolist())
+    if not pyarrow.types.is_floating(column.type):  # which are rounded already
+        big = np.flatnonzero(np.abs(numbers) >= INTEGERS_END).tolist()
+        _refuse_rounded(path, name, [column[row].as_py() for row in big], numbers[big].tolist())
     return numbers
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from stib_fast import functional
 from stib_fast.archives import load_arrays, save_arrays
 from stib_fast.chem.files import columns_of, read_batches
-from stib_fast.data.columns import SUFFIXES, column_batches, read_columns
+from stib_fast.data.columns import SUFFIXES, array_columns, column_batches
 from stib_fast.moments import Moments, as_arrays, from_arrays
 
 OnBadRow = Literal["error", "drop"]
@@ -403,7 +403,7 @@ def _count(piece: _Piece, parts: tuple[tuple[str, ...], ...]) -> TableMoments:
 
 
 def _of_arrays(path: Path, parts: tuple[tuple[str, ...], ...]) -> TableMoments:
-    arrays = read_columns(path, [name for part in parts for name in part])
+    arrays = array_columns(path, [name for part in parts for name in part])
     columns: dict[str, NDArray[np.float64]] = {}
     labels = []
     for part in parts:

@@ -18,7 +18,13 @@ from stib_fast.training.molecules import (
 )
 from stib_fast.training.objective import Terms, stib_objective
 from stib_fast.training.optimisation import Optimisation
-from stib_fast.training.processes import ALONE, Processes, joined_processes, restarted
+from stib_fast.training.processes import (
+    ALONE,
+    Processes,
+    job,
+    joined_processes,
+    may_restart,
+)
 from stib_fast.training.qm9 import QM9, QM9Config, QM9Data
 from stib_fast.training.run import Run
 from stib_fast.training.table import Table, TableConfig, TableData
@@ -53,10 +59,11 @@ __all__ = [
     "data_report",
     "evaluation_points",
     "experiment_of",
+    "job",
     "joined_processes",
     "load",
+    "may_restart",
     "read_arrays",
-    "restarted",
     "stib_objective",
     "train",
 ]

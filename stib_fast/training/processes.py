@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 from stib_fast.training.execution import Execution
 
 Result = TypeVar("Result")
+# After which processes give up waiting for one that does not come.
+TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,12 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
     Raises
     ------
     ValueError
-        If the machine has fewer GPUs than processes, or a CUDA graph is asked for.
+        If the machine has fewer GPUs than processes, a CUDA graph is asked for, or something else
+        than ``torchrun`` started the processes and did not say which they are.
     RuntimeError
         In place of one of ``torch.distributed``: another process ended.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ.get("WORLD_SIZE") or "1")
     if size == 1:
         yield ALONE
         return
@@ -127,6 +131,8 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
         raise ValueError(f"a CUDA graph (--cuda-graph) is of one process; there are {size}")
     on_gpu = execution.device == "cuda"
     if on_gpu:
+        if "LOCAL_RANK" not in os.environ:
+            raise ValueError("LOCAL_RANK is not set: start the processes with torchrun")
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
             raise ValueError(
@@ -140,7 +146,7 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = PrefixStore(f"restart {_restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield Processes(rank, size)
     except RuntimeError as error:
@@ -155,10 +161,19 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` started this process anew."""
-    return _restarts() > 0
+def job() -> str | None:
+    """What ``torchrun`` calls all processes and restarts of one command; None where it cannot tell.
+
+    Of several machines ``--rdzv-id`` names it.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name == "none" else name
+
+
+def may_restart() -> bool:
+    """Whether ``torchrun --max-restarts`` starts processes anew."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or "0") > 0
 
 
 def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")

@@ -61,23 +61,32 @@ class Run:
         self.resources = self.folder / "resources.json"
         self.tensorboard = self.folder / "tensorboard"
         self._config = self.folder / "config.yaml"
+        self._record = self.folder / "run.json"
 
-    def create(self, experiment: Recorded) -> None:
+    def create(self, experiment: Recorded, job: str | None = None) -> None:
         """Make the folder of a new run.
+
+        Parameters
+        ----------
+        experiment : Recorded
+        job : str, optional
+            What starts the processes of the run, for `is_of`.
 
         Raises
         ------
         ValueError
-            If the folder holds anything already.
+            If the folder holds anything already, other than what an end in here left.
         """
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.exists():
             raise ValueError(
                 f"{self.folder} is not empty: continue that run with `stib resume {self.folder}` "
                 "or name another folder with --run"
             )
-        content = json.dumps({"experiment": experiment.name, **_versions()}, indent=2)
+        if self.folder.exists() and any(self.folder.iterdir()) and not self._record.exists():
+            raise ValueError(f"{self.folder} is not empty: name another folder with --run")
+        content = json.dumps({"experiment": experiment.name, "job": job, **_versions()}, indent=2)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "run.json", content + "\n")
+        write_text(self._record, content + "\n")
         experiment.save_into(self.folder)
         # Last: a folder without it is no run.
         write_text(self._config, yaml.safe_dump(_plain(asdict(experiment.config)), sort_keys=False))
@@ -85,6 +94,12 @@ class Run:
     def exists(self) -> bool:
         """Whether the folder is that of a run."""
         return self._config.is_file()
+
+    def is_of(self, job: str | None) -> bool:
+        """Whether it is a run that this job has created."""
+        if job is None or not self.exists():
+            return False
+        return json.loads(self._record.read_text()).get("job") == job
 
     def experiment(self) -> str:
         """Read the name of the experiment.
@@ -95,7 +110,7 @@ class Run:
             If the folder is no run.
         """
         self.config()
-        return json.loads((self.folder / "run.json").read_text())["experiment"]
+        return json.loads(self._record.read_text())["experiment"]
 
     def config(self) -> dict[str, Any]:
         """Read the configuration.

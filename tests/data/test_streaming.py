@@ -226,6 +226,20 @@ def test_files_without_rows(tmp_path: Path) -> None:
         assert torch.isnan(F.gaussian_mi_of(table.moments))
         assert table.constant == []
         assert (table + table).rows == 0
+    np.savez(tmp_path / "t.npz", a=np.empty(0), b=np.empty(0))
+    assert table_moments(tmp_path / "t.npz", ["a"], ["b"]).rows == 0
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e120, 1e170, 1e200])
+def test_columns_whose_squares_float64_does_not_hold(size: float, tmp_path: Path, rows) -> None:
+    expected = F.gaussian_mi_of(table_moments(write(tmp_path / "t.csv", rows), ["a"], ["b"]).scaled)
+    rows[:, 0] *= size
+    table = table_moments(write(tmp_path / "t.csv", rows), ["a"], ["b"])
+    # Products with a power of two are exact; the decimal factor rounds each number once.
+    torch.testing.assert_close(F.gaussian_mi_of(table.scaled), expected, rtol=1e-12, atol=0)
+    if size != 1e120:
+        with pytest.raises(ValueError, match=r"column 'a' holds numbers up to .* rescale it"):
+            _ = table.moments
 
 
 @pytest.mark.usefixtures("small")

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 from stib_fast.data import SpiralStream
 from stib_fast.models import STIB, vector_stib
 from stib_fast.training import Execution, Optimisation, Processes
+from stib_fast.training import step as step_module
 from stib_fast.training.step import TrainingStep
 
 # The clipping clips some steps, and the learning rate and lambda move at each.
@@ -25,6 +27,16 @@ FORMS = {
     "compiled": Execution("cpu", compile=True),
     "bfloat16": Execution("cpu", amp=True),
 }
+
+
+class Counting(DistributedDataParallel):
+    """Counts the backward passes whose gradients stay in their process."""
+
+    stayed = 0
+
+    def no_sync(self):
+        Counting.stayed += 1
+        return super().no_sync()
 
 
 def taken(execution: Execution, processes: Processes) -> tuple[torch.Tensor, STIB]:
@@ -56,10 +68,15 @@ def worker(rank: int, folder: str, size: int) -> None:
     try:
         processes = Processes(rank, size)
         compile_ = torch.compile
+        step_module.DistributedDataParallel = Counting
         torch.compile = lambda f: compile_(f, backend="aot_eager")
         for name in FORMS if size == 2 else ("whole", "micro-batches"):
             execution = FORMS[name]
+            Counting.stayed = 0
             found, model = taken(execution, processes)
+            micro = execution.micro_batch
+            passes = -(-SETTINGS.batch // size // micro) if micro else 1
+            assert Counting.stayed == SETTINGS.steps * (passes - 1)
             assert same_bits(model, processes), name
             expected, whole = taken(execution, Processes())
             # float64 sums in another order, through eight steps of Adam; under bfloat16 the

@@ -168,6 +168,26 @@ def test_a_folder_in_use_is_refused(tmp_path):
     run = new_run(tmp_path / "run")
     with pytest.raises(ValueError, match="is not empty: continue that run with `stib resume"):
         run.create(Artificial(SMALL))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty: name another folder with --run"):
+        Run(tmp_path / "other").create(Artificial(SMALL))
+
+
+def test_a_folder_that_was_left_half_made_is_made_anew(tmp_path):
+    class Killed(Artificial):
+        def save_into(self, folder):
+            raise KeyboardInterrupt
+
+    run = Run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run.create(Killed(SMALL), "job")
+    assert not run.exists()
+    assert not run.is_of("job")
+    run.create(Artificial(SMALL), "job")
+    assert run.is_of("job")
+    assert not run.is_of("another")
+    assert not run.is_of(None)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The command ``stib`` under torchrun, whose second process dies in its seventh step, once."""
+"""The command ``stib`` under torchrun, whose second process gets a signal in its step, once."""
 
 import os
 import signal
@@ -8,18 +8,18 @@ from stib_fast.cli import main
 from stib_fast.training import loop
 from stib_fast.training.step import TrainingStep
 
-DIES_IN = 7
+STEP = 7
 take_step = TrainingStep.__call__
 
 
-def dying(self, batch, step):
-    if step == DIES_IN:
-        os.kill(os.getpid(), signal.SIGKILL)
+def signalled(self, batch, step):
+    if step == STEP:
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
     return take_step(self, batch, step)
 
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        TrainingStep.__call__ = dying
+        TrainingStep.__call__ = signalled
     loop.CHECKPOINT_SECONDS = 0.0
     sys.exit(main())
