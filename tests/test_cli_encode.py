@@ -16,13 +16,13 @@ from stib_fast.chem import Vocabulary
 from stib_fast.cli import main
 from stib_fast.data import TokenCache
 
-ROWS = 10_000
+ROWS = 30_000
 OPTIONS = ["--target", "x", "--rows-per-shard", "100"]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 shards of 100 rows: seconds of work, so that it can be stopped in the middle."""
+    """300 shards of 100 rows: seconds of work, so that it can be stopped in the middle."""
     path = tmp_path_factory.mktemp("encode") / "molecules.csv"
     rows = (f"{'C' * (i % 50)}O,{i}\n" for i in range(ROWS))
     path.write_text("smiles,x\n" + "".join(rows))
@@ -60,11 +60,11 @@ def test_a_killed_and_stopped_command_continues_to_the_same_bytes(source, tmp_pa
 
     assert stopped(source, folder, signal.SIGKILL, shards=5)[0] == -signal.SIGKILL
     after_kill = len(json.loads((folder / "cache.json").read_text())["shards"])
-    assert 5 <= after_kill < 100
+    assert 5 <= after_kill < ROWS // 100
     code, error = stopped(source, folder, signal.SIGINT, shards=after_kill + 5)
     assert (code, error) == (130, "stib: stopped; the same command continues\n")
     after_stop = len(json.loads((folder / "cache.json").read_text())["shards"])
-    assert after_kill < after_stop < 100
+    assert after_kill < after_stop < ROWS // 100
     with pytest.raises(ValueError, match="unfinished"):
         TokenCache(folder)
 
