@@ -65,6 +65,8 @@ def glorot_(module: nn.Module) -> None:
 def kl_per_dimension(mean: Tensor, log_sigma: Tensor) -> Tensor:
     """KL(N(mean, sigma²) ‖ N(0, 1)) in nats, mean over the rows of `mean` [B, d]; [d].
 
+    `log_sigma` is [d], or [B, d] of a deviation for each row.
+
     Examples
     --------
     >>> import torch
@@ -72,4 +74,5 @@ def kl_per_dimension(mean: Tensor, log_sigma: Tensor) -> Tensor:
     >>> kl_per_dimension(torch.tensor([[0.0, 2.0]]), torch.zeros(2))
     tensor([0., 2.])
     """
-    return (mean.square() + (2 * log_sigma).exp()).mean(0) / 2 - log_sigma - 0.5
+    squares = (mean.square() + (2 * log_sigma).exp()).mean(0)
+    return squares / 2 - (log_sigma if log_sigma.dim() == 1 else log_sigma.mean(0)) - 0.5

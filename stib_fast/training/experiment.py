@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stib_fast.models import STIB
+from stib_fast.models import Autoencoder
 from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
@@ -47,7 +47,7 @@ class Experiment(Protocol):
         """Where and how the steps run."""
         ...
 
-    def model(self) -> STIB:
+    def model(self) -> Autoencoder:
         """Build the untrained model."""
         ...
 
@@ -55,6 +55,6 @@ class Experiment(Protocol):
         """Start the stream of training batches, of each a process's share, on a device."""
         ...
 
-    def measure(self, model: STIB) -> dict[str, Figure]:
+    def measure(self, model: Autoencoder) -> dict[str, Figure]:
         """Measure the figures that are followed along training, wherever the model is."""
         ...

@@ -15,11 +15,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from stib_fast.models import STIB
+from stib_fast.models import Autoencoder
 from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from stib_fast.training.execution import peak_memory
 from stib_fast.training.experiment import Experiment
-from stib_fast.training.objective import Terms
+from stib_fast.training.objective import OBJECTIVES, Terms
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import ALONE, Processes
 from stib_fast.training.run import Figure, MetricsFile, Run
@@ -30,7 +30,7 @@ DIVERGED = (
     "lower optimisation.learning_rate or optimisation.invariance_weight; "
     "the last checkpoint is kept"
 )
-TERMS = ("lambda", "learning_rate", "kl", "x", "y", "mi", "cycle")
+SCHEDULES = ("lambda", "learning_rate")
 
 
 class Interrupted(Exception):
@@ -39,7 +39,7 @@ class Interrupted(Exception):
 
 def train(
     experiment: Experiment, run: Run, *, resume: bool = False, processes: Processes = ALONE
-) -> STIB:
+) -> Autoencoder:
     """Train an experiment's model in a run folder.
 
     Parameters
@@ -54,7 +54,7 @@ def train(
 
     Returns
     -------
-    STIB
+    Autoencoder
         The trained model, on the CPU, in evaluation mode.
 
     Raises
@@ -115,7 +115,7 @@ def train(
         interrupted = stack.enter_context(_interrupts())
         if processes.is_first:
             writer = stack.enter_context(
-                contextlib.closing(_Writer(run, experiment.figures, first))
+                contextlib.closing(_Writer(run, _terms_of(model), experiment.figures, first))
             )
         began = saved = time.perf_counter()
         for step in range(first + 1, settings.steps + 1):
@@ -153,7 +153,8 @@ def train(
 def _values(
     terms: Terms, settings: Optimisation, step: int, processes: Processes
 ) -> dict[str, Figure]:
-    means = Terms(*processes.mean(torch.stack([term.double() for term in terms])).tolist())
+    kept = processes.mean(torch.stack([term.double() for term in terms]))
+    means = type(terms)(*kept.tolist())
     if not math.isfinite(means.loss):
         raise ValueError(f"the loss is {means.loss} at step {step}: {DIVERGED}")
     return {
@@ -163,7 +164,12 @@ def _values(
     }
 
 
-def _measured(experiment: Experiment, model: STIB) -> dict[str, Figure]:
+def _terms_of(model: Autoencoder) -> tuple[str, ...]:
+    """Names of the terms of a model's objective."""
+    return OBJECTIVES[type(model)].terms._fields[1:]
+
+
+def _measured(experiment: Experiment, model: Autoencoder) -> dict[str, Figure]:
     model.eval()
     try:
         with torch.no_grad():
@@ -175,15 +181,18 @@ def _measured(experiment: Experiment, model: STIB) -> dict[str, Figure]:
 class _Writer:
     """Metrics as CSV and for TensorBoard."""
 
-    def __init__(self, run: Run, figures: tuple[str, ...], first: int) -> None:
-        self._csv = MetricsFile(run.metrics, [*TERMS, *figures], upto=first)
+    def __init__(
+        self, run: Run, terms: tuple[str, ...], figures: tuple[str, ...], first: int
+    ) -> None:
+        self._training = (*SCHEDULES, *terms)
+        self._csv = MetricsFile(run.metrics, [*self._training, *figures], upto=first)
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=first + 1)
 
     def write(self, step: int, values: Mapping[str, Figure]) -> None:
         self._csv.write(step, values)
         for name, value in values.items():
             if value is not None:
-                kind = "train" if name in TERMS else "evaluation"
+                kind = "train" if name in self._training else "evaluation"
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The training step, L1 and L2 on one batch: op by op, compiled, or replayed as a CUDA graph.
+"""The training step on one batch: op by op, compiled, or replayed as a CUDA graph.
 
 By several processes, each on its share of the batch; in micro-batches, where its activations would
 not fit into memory.
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stib_fast.models import STIB
-from stib_fast.moments import Moments
+from stib_fast.models import Autoencoder
 from stib_fast.training.execution import Execution
-from stib_fast.training.objective import Terms, critic_moments, stib_objective
+from stib_fast.training.objective import OBJECTIVES, Terms
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import ALONE, Processes
 
@@ -30,7 +29,7 @@ Part = tuple[Tensor, Tensor, Tensor]  # x, y and the latent noise of some rows
 
 
 class TrainingStep:
-    """One step of L1 and of L2 on a batch, or on this process's share of one.
+    """One step of a model's objective on a batch, or on this process's share of one.
 
     λ and the learning rate live in tensors on the model's device: a step that was captured or
     compiled reads what is in them. The latent noise of the whole batch is drawn at once, by every
@@ -38,8 +37,8 @@ class TrainingStep:
 
     Parameters
     ----------
-    model : STIB
-        On its device already.
+    model : Autoencoder
+        On its device already; of one of the classes in `OBJECTIVES`.
     settings : Optimisation
     execution : Execution
         Resolved.
@@ -49,7 +48,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: STIB,
+        model: Autoencoder,
         settings: Optimisation,
         execution: Execution,
         processes: Processes = ALONE,
@@ -71,7 +70,9 @@ class TrainingStep:
         self._clipped = [
             p for name, p in model.named_parameters() if not name.startswith("critic.")
         ]
-        objective = torch.compile(stib_objective) if execution.compile else stib_objective
+        objective, _, self._of_whole = OBJECTIVES[type(model)]
+        if execution.compile:
+            objective = torch.compile(objective)
         self._objective: nn.Module = _Objective(model, objective, settings.invariance_weight)
         if processes.size > 1:
             self._objective = DistributedDataParallel(self._objective)
@@ -82,8 +83,8 @@ class TrainingStep:
     def __call__(self, batch: tuple[Tensor, ...], step: int) -> Terms:
         """Take a step, counted from 0; the next one may overwrite the terms.
 
-        The mutual information is that of the whole batch, the other terms are means over the rows
-        of this process.
+        What couples the rows, as mutual information does, is that of the whole batch; the other
+        terms are means over the rows of this process.
         """
         self._lam.fill_(self._settings.lambda_at(step))
         self._learning_rate.fill_(self._settings.learning_rate_at(step))
@@ -114,25 +115,24 @@ class TrainingStep:
         self._optimiser.step()
         return terms
 
-    def _descend(self, part: Part, scale: int = 1, **mi: Any) -> Terms:
+    def _descend(self, part: Part, scale: int = 1, **around: Any) -> Terms:
         """Add to the gradients those of the objective, times `scale`."""
         with self._autocast():
-            terms = self._objective(*part, self._lam, **mi)
+            terms = self._objective(*part, self._lam, **around)
         (terms.loss * scale if scale > 1 else terms.loss).backward()
         return terms._replace(loss=terms.loss.detach())
 
     def _descend_by_parts(self, parts: Sequence[Part]) -> Terms:
-        """The same in two passes over micro-batches: the moments of all of them, then gradients.
+        """The same in two passes over micro-batches: what they know of the whole, then gradients.
 
         The second pass repeats the random numbers that the model draws in the first.
         """
-        device, states, moments = self._model.device, [], []
+        device, states, known = self._model.device, [], []
         for part in parts:
             states.append(_random_state(device))
             with self._autocast():
-                moments.append(critic_moments(self._model, *part))
-        whole: Moments = reduce(add, moments)
-        size = self._processes.size
+                known.append(self._of_whole(self._model, *part))
+        whole = reduce(add, known)
         if self._processes.group is not None:
             whole = whole.gathered(self._processes.group)
         found = []
@@ -140,10 +140,10 @@ class TrainingStep:
             _set_random_state(state, device)
             with self._gradients_stay(number < len(parts)):
                 # The mean over the processes is to be the sum of their shares.
-                found.append(self._descend(part, scale=size, whole=whole))
-        shares = Terms(*(size * torch.stack(column).sum() for column in zip(*found, strict=True)))
-        mi = found[0].mi
-        return shares._replace(loss=shares.loss + (size * len(parts) - 1) * mi, mi=mi)
+                found.append(self._descend(part, scale=self._processes.size, whole=whole))
+        columns = zip(*found, strict=True)
+        sums = [self._processes.size * torch.stack(column).sum() for column in columns]
+        return type(found[0])(*sums)
 
     def _autocast(self) -> torch.autocast:
         # No weight is cast twice in a step, and a cache of casts must not outlive a capture.
@@ -171,15 +171,17 @@ class _Objective(nn.Module):
     """The objective as the module that ``DistributedDataParallel`` wraps."""
 
     def __init__(
-        self, model: STIB, objective: Callable[..., Terms], invariance_weight: float
+        self, model: Autoencoder, objective: Callable[..., Terms], invariance_weight: float
     ) -> None:
         super().__init__()
         self.model = model
         self._objective = objective
         self._invariance_weight = invariance_weight
 
-    def forward(self, x: Tensor, y: Tensor, noise: Tensor, lam: Tensor, **mi: Any) -> Terms:
-        return self._objective(self.model, x, y, lam, self._invariance_weight, noise=noise, **mi)
+    def forward(self, x: Tensor, y: Tensor, noise: Tensor, lam: Tensor, **around: Any) -> Terms:
+        return self._objective(
+            self.model, x, y, lam, self._invariance_weight, noise=noise, **around
+        )
 
 
 def _random_state(device: torch.device) -> Tensor:

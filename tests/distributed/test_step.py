@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from stib_fast.data import SpiralStream
-from stib_fast.models import STIB, vector_stib
+from stib_fast.models import Autoencoder, Kind, vector_model
 from stib_fast.training import Execution, Optimisation, Processes
 from stib_fast.training import step as step_module
 from stib_fast.training.step import TrainingStep
@@ -21,6 +21,7 @@ SETTINGS = Optimisation(
     steps=8, batch=60, warmup=3, gradient_clip=4.0, invariance_weight=6.0, lambda_growth=1.1
 )
 SHIFT = "critic.critic.2.bias"  # moves no mutual information: its gradient is rounding
+KINDS: tuple[Kind, ...] = ("stib-no-adv", "vae", "cvae", "cvib")
 FORMS = {
     "whole": Execution("cpu"),
     "micro-batches": Execution("cpu", micro_batch=13),
@@ -39,10 +40,12 @@ class Counting(DistributedDataParallel):
         return super().no_sync()
 
 
-def taken(execution: Execution, processes: Processes) -> tuple[torch.Tensor, STIB]:
+def taken(
+    execution: Execution, processes: Processes, kind: Kind = "stib"
+) -> tuple[torch.Tensor, Autoencoder]:
     """Terms of every step, means over the processes, and the model after them."""
     torch.manual_seed(0)
-    model = vector_stib(2, 2, 2, 1, feature_dim=3, hidden=(16,)).double()
+    model = vector_model(kind, 2, 2, 2, 1, feature_dim=3, hidden=(16,)).double()
     share = processes.share(SETTINGS.batch)
     stream = SpiralStream(SETTINGS.batch, 1, dtype=torch.float64, share=share)
     step = TrainingStep(model, SETTINGS, execution, processes)
@@ -54,7 +57,7 @@ def taken(execution: Execution, processes: Processes) -> tuple[torch.Tensor, STI
     return torch.stack(terms), model
 
 
-def same_bits(model: STIB, processes: Processes) -> bool:
+def same_bits(model: Autoencoder, processes: Processes) -> bool:
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     everyone = [torch.empty_like(weights) for _ in range(processes.size)]
     dist.all_gather(everyone, weights)
@@ -87,6 +90,16 @@ def worker(rank: int, folder: str, size: int) -> None:
                 if key != SHIFT and not execution.amp:
                     torch.testing.assert_close(
                         model.state_dict()[key], value, rtol=1e-9, atol=1e-9, msg=key
+                    )
+        for kind in KINDS:
+            for form in ("whole", "micro-batches"):
+                found, model = taken(FORMS[form], processes, kind)
+                assert same_bits(model, processes), kind
+                expected, whole = taken(FORMS[form], Processes(), kind)
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=kind)
+                for key, value in whole.state_dict().items():
+                    torch.testing.assert_close(
+                        model.state_dict()[key], value, rtol=1e-9, atol=1e-9, msg=f"{kind} {key}"
                     )
         dist.barrier()
     finally:

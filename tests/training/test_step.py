@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stib_fast.data import SpiralStream
-from stib_fast.models import vector_stib
+from stib_fast.models import STIB, vector_model, vector_stib
 from stib_fast.training import Execution, Optimisation, stib_objective
 from stib_fast.training import step as step_module
+from stib_fast.training.objective import OBJECTIVES
 from stib_fast.training.step import TrainingStep
 
 # Every schedule moves at every step, and the clipping clips some steps of the twenty.
@@ -179,7 +180,8 @@ def test_a_captured_step_runs_no_python(recorded_graphs, monkeypatch):
         next(calls)
         return stib_objective(*args, **options)
 
-    monkeypatch.setattr(step_module, "stib_objective", counted)
+    objective = OBJECTIVES[STIB]._replace(function=counted)
+    monkeypatch.setitem(OBJECTIVES, STIB, objective)
     taken(replace(CPU, cuda_graph=True))
     assert next(calls) == step_module.WARM_UP + 1
 
@@ -259,3 +261,39 @@ def test_an_optimiser_state_comes_back_with_the_step_s_own_learning_rate():
     for number in range(7, SETTINGS.steps):
         second(next(stream), number)
     assert all(torch.equal(value, whole[1][name]) for name, value in model.state_dict().items())
+
+
+BASELINES = ["stib-no-adv", "vae", "cvae", "cvib"]
+
+
+def baseline_taken(kind, execution):
+    """Terms of twenty steps of another model in float64, and its weights after them."""
+    torch.manual_seed(0)
+    model = vector_model(kind, 2, 2, 2, 1, hidden=(16,)).double()
+    stream = SpiralStream(SETTINGS.batch, 1, dtype=torch.float64)
+    step = TrainingStep(model, SETTINGS, execution)
+    terms = [torch.stack(step(next(stream), number)) for number in range(SETTINGS.steps)]
+    return torch.stack(terms), model.state_dict()
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+@pytest.mark.parametrize(("micro_batch", "compiled"), [(7, False), (63, False), (None, True)])
+def test_the_other_models_take_the_same_step_in_every_form(
+    monkeypatch, kind, micro_batch, compiled
+):
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f: compile_(f, backend="aot_eager", fullgraph=True)
+    )
+    torch._dynamo.reset()
+    expected = baseline_taken(kind, CPU)
+    found = baseline_taken(kind, replace(CPU, micro_batch=micro_batch, compile=compiled))
+    # Sums in another order, float64, carried on by twenty steps of Adam.
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_recorded_step_of_the_other_models_repeats_the_plain_one(recorded_graphs, kind):
+    expected = baseline_taken(kind, CPU)
+    assert_same(baseline_taken(kind, replace(CPU, cuda_graph=True)), expected)
+    assert len(recorded_graphs) == 1
