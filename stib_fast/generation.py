@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stib_fast.chem.formula import molecular_formula, ordered_formula
 from stib_fast.chem.validity import canonical_smiles
-from stib_fast.models import STIB
+from stib_fast.models import TITLES, Autoencoder, STIBWithoutAdversary
 from stib_fast.training import (
     Artificial,
     MoleculeExperiment,
@@ -183,13 +183,15 @@ class GenerativeModel(Trained):
 
     Parameters
     ----------
-    model : STIB
+    model : Autoencoder
     experiment : Artificial or MoleculeExperiment
     run : Run
         Where its molecules are named.
     """
 
-    def __init__(self, model: STIB, experiment: Artificial | MoleculeExperiment, run: Run) -> None:
+    def __init__(
+        self, model: Autoencoder, experiment: Artificial | MoleculeExperiment, run: Run
+    ) -> None:
         super().__init__(model, experiment)
         self.run = run
 
@@ -233,9 +235,9 @@ class GenerativeModel(Trained):
         Raises
         ------
         ValueError
-            A run of the artificial experiment, or one without its data; not exactly one
-            of reference and target; a reference that is no molecule or that the model has no
-            tokens for; a target that the run does not predict, that is outside the training
+            A run of the artificial experiment, of a model without Z0 and Z1, or without its data;
+            not exactly one of reference and target; a reference that is no molecule or that the
+            model has no tokens for; a target that the run does not predict, that is outside the training
             molecules' values or that no Z1 was found for; `n` below 1; no formula.
 
         Examples
@@ -251,6 +253,7 @@ class GenerativeModel(Trained):
             raise ValueError(f"n must be at least 1, not {n}")
         asked = ordered_formula(formula) if formula not in ("auto", None) else None
         names = self._molecules.predictions
+        self._parted()
         values: dict[str, float] = {}
         if reference is not None:
             z1 = self._z1_of(reference)
@@ -293,6 +296,16 @@ class GenerativeModel(Trained):
                 f"{self.run.folder} is a run of the artificial experiment: it knows no molecules"
             )
         return self.experiment
+
+    def _parted(self) -> STIBWithoutAdversary:
+        """The model, if Y is predicted from a Z1 that stands beside a Z0."""
+        model = self.model
+        if not isinstance(model, STIBWithoutAdversary) or not model.z0_dim:
+            raise ValueError(
+                f"{self.run.folder} is a run of {TITLES[self.experiment.config.model.kind]}: there "
+                "is no Z1 to hold fixed while Z0 moves; train one with --model stib or stib-no-adv"
+            )
+        return model
 
     @cached_property
     def _training(self) -> _Training:
@@ -375,7 +388,7 @@ class GenerativeModel(Trained):
 
     def _predicted_at(self, z1: Tensor) -> Tensor:
         """Properties [n, T] predicted from Z1, in the units of the data."""
-        return self.model.targets.inverse(self.model.predictor(z1))
+        return self.model.targets.inverse(self._parted().predictor(z1))
 
     def _decoded(self, z1: Tensor, n: int, seed: int) -> tuple[list[str], list[bool]]:
         """Strings decoded at Z0 from the prior, and whether each has ended."""

@@ -56,7 +56,7 @@ def _one_line(error: Exception) -> str:
 
 def _parsed(arguments: list[str]) -> jsonargparse.Namespace:
     parser = _parser()
-    return parser.instantiate(parser.parse_args(train.with_paper_config(arguments)))
+    return parser.instantiate(parser.parse_args(train.spelled_out(arguments)))
 
 
 def _parser() -> jsonargparse.ArgumentParser:

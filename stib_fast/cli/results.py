@@ -27,7 +27,7 @@ def add_to(commands: Commands) -> None:
     table.add_argument("runs", nargs="+", type=str)
     commands.add_subcommand("table", table)
 
-    embed = command("Write z0, z1 and the prediction of each row as CSV.")
+    embed = command("Write z0, z1 and the prediction, if any, of each row as CSV.")
     embed.add_argument("run", type=str)
     embed.add_argument("file", type=str, help="npz with x, or table with SMILES")
     embed.add_argument("--smiles", type=str, help="column of the SMILES")
@@ -60,9 +60,12 @@ def _embed(options: jsonargparse.Namespace) -> None:
     header = [
         *(f"z0_{i}" for i in range(z0.shape[1])),
         *(f"z1_{i}" for i in range(z1.shape[1])),
-        *predictions,
     ]
-    values = numpy.concatenate([z0, z1, trained.predict(rows)], axis=1)
+    columns = [z0, z1]
+    if trained.predicts:
+        header += predictions
+        columns.append(trained.predict(rows))
+    values = numpy.concatenate(columns, axis=1)
     with output.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(header)

@@ -7,12 +7,14 @@ import io
 import json
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 
 from stib_fast.cli.parsers import Commands, command
+from stib_fast.models import TITLES
 from stib_fast.reports import table_of, write_report
 from stib_fast.training import (
     MOLECULE_EXPERIMENTS,
@@ -36,7 +38,10 @@ from stib_fast.training import (
 )
 
 TABLES = ".csv, .csv.gz or .parquet file"
-PAPER_CONFIG = Path(__file__).parents[1] / "configs" / "artificial_paper.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+PAPER_CONFIG = CONFIGS / "artificial_paper.yaml"
+MODEL_CONFIGS = {"cvib": CONFIGS / "cvib.yaml"}
+MODEL = "--model"
 
 
 def add_to(commands: Commands) -> None:
@@ -66,12 +71,42 @@ def add_to(commands: Commands) -> None:
     commands.add_subcommand("resume", resume)
 
 
-def with_paper_config(arguments: list[str]) -> list[str]:
-    """Turn ``--paper`` into its configuration file, first, so that typed options count, too."""
-    if arguments[:2] != ["train", "artificial"] or "--paper" not in arguments:
+def spelled_out(arguments: list[str]) -> list[str]:
+    """Turn ``--paper`` and ``--model NAME`` into what they are short for.
+
+    Their configuration files come first, so that typed options count, too.
+
+    Raises
+    ------
+    ValueError
+        The authors' settings are asked for a model that they are not of.
+    """
+    if arguments[:1] != ["train"]:
         return arguments
-    rest = [argument for argument in arguments[2:] if argument != "--paper"]
-    return [*arguments[:2], "--config", str(PAPER_CONFIG), *rest]
+    before, options = arguments[:2], arguments[2:]
+    configs: list[Path] = []
+    if before == ["train", "artificial"] and "--paper" in options:
+        configs.append(PAPER_CONFIG)
+        options = [option for option in options if option != "--paper"]
+    options = [
+        f"{MODEL}.kind{option.removeprefix(MODEL)}"
+        if option == MODEL or option.startswith(f"{MODEL}=")
+        else option
+        for option in options
+    ]
+    kind = _last_value(options, f"{MODEL}.kind")
+    if configs and kind not in (None, "stib"):
+        raise ValueError(f"--paper has the authors' settings of STIB, not of {kind}: drop one")
+    if kind in MODEL_CONFIGS:
+        configs.append(MODEL_CONFIGS[kind])
+    return [*before, *(part for path in configs for part in ("--config", str(path))), *options]
+
+
+def _last_value(options: list[str], name: str) -> str | None:
+    """Value that was typed last for an option."""
+    values = [after for option, after in pairwise(options) if option == name]
+    values += [o.removeprefix(f"{name}=") for o in options if o.startswith(f"{name}=")]
+    return values[-1] if values else None
 
 
 def _training_command(description: str, config: type) -> jsonargparse.ArgumentParser:
@@ -100,6 +135,10 @@ def _training_command(description: str, config: type) -> jsonargparse.ArgumentPa
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, dest=f"execution.{name}", action="store_true", help=explanation)
     parser.add_class_arguments(config, skip={"data", "execution"}, fail_untyped=False)
+    for action in parser._actions:
+        if MODEL in action.option_strings:  # which `spelled_out` turns into another option
+            action.metavar = "NAME"
+            action.help = f"{', '.join(TITLES)}; short for {MODEL}.kind"
     return parser
 
 

@@ -35,7 +35,13 @@ PANELS = {
 
 
 def latent_figure(
-    z0: Tensor, z1: Tensor, t: Tensor, path: Path | str, *, title: str = "Latent space"
+    z0: Tensor,
+    z1: Tensor,
+    t: Tensor,
+    path: Path | str,
+    *,
+    title: str = "Latent space",
+    labels: tuple[str, str] = ("Z0 (invariant), most active dimension", "Z1 (predictive)"),
 ) -> None:
     """Draw the first dimension of Z0 against the first of Z1, coloured by ten bins of t.
 
@@ -54,6 +60,8 @@ def latent_figure(
         The PNG file to write.
     title : str
         Title above the figure.
+    labels : tuple of str
+        Of the axes.
 
     Raises
     ------
@@ -97,8 +105,8 @@ def latent_figure(
     figure.colorbar(
         points, ax=axes, label="t (bins of equal width)", ticks=edges, format=f"%.{digits}f"
     )
-    axes.set_xlabel("Z0 (invariant), most active dimension")
-    axes.set_ylabel("Z1 (predictive)")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     axes.set_title(title)
     figure.savefig(path, format="png", dpi=150)
 
@@ -107,6 +115,7 @@ def training_figure(
     metrics_csv: Path | str,
     path: Path | str,
     *,
+    model: str = "STIB",
     paper: Mapping[str, float] = ARTIFICIAL_PAPER["STIB"],
     limit: Mapping[str, float] = ARTIFICIAL_LIMIT,
     panels: Mapping[str, str] = PANELS,
@@ -120,6 +129,8 @@ def training_figure(
         columns, empty and non-finite cells are passed over.
     path : Path or str
         The PNG file to write.
+    model : str
+        Whose values in the paper they are.
     paper : Mapping
         Column -> the paper's value, drawn as a dashed line.
     limit : Mapping
@@ -153,7 +164,7 @@ def training_figure(
     figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, (name, (steps, values)) in zip(grid, curves.items(), strict=False):
-        _panel(axes, name, panels[name], steps, values, paper.get(name), limit.get(name))
+        _panel(axes, name, panels[name], steps, values, model, paper.get(name), limit.get(name))
     for axes in grid[len(curves) :]:
         axes.remove()
     handles = {
@@ -218,12 +229,13 @@ def _panel(
     title: str,
     steps: list[float],
     values: list[float],
+    model: str,
     paper: float | None,
     limit: float | None,
 ) -> None:
     axes.plot(steps, values, color="C0", linewidth=1.4, marker=".", markersize=3)
     if paper is not None:
-        axes.axhline(paper, color="C1", linestyle="--", linewidth=1.2, label="paper's STIB")
+        axes.axhline(paper, color="C1", linestyle="--", linewidth=1.2, label=f"paper's {model}")
     if limit is not None:
         axes.axhline(limit, color="black", linestyle=":", linewidth=1.4, label="limit")
     _scale(axes, name, values)

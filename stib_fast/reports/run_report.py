@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stib_fast.models import kl_per_dimension
+from stib_fast.models import TITLES, kl_per_dimension
 from stib_fast.reports.figures import latent_figure, training_figure
 from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
@@ -36,16 +36,32 @@ def write_report(run: Run, trained: Trained) -> list[Path]:
     if not isinstance(trained.experiment, Artificial):
         _molecule_figure(run, trained.experiment, training)
         return [table, training]
-    training_figure(run.metrics, training, paper=ARTIFICIAL_PAPER["STIB"], limit=ARTIFICIAL_LIMIT)
-    latent = run.folder / "latent.png"
-    data = evaluation_points()
-    z0, z1 = trained.encode(data.x)
-    # The KL divergence switches dimensions of Z0 off: the one in use is the one to look at.
-    active = kl_per_dimension(z0, trained.model.log_sigma[: z0.shape[1]]).argmax()
-    latent_figure(
-        z0[:, active : active + 1], z1, data.t, latent, title="Figure 4: latent space of STIB"
+    model = _model_of(run)
+    training_figure(
+        run.metrics, training, model=model, paper=ARTIFICIAL_PAPER[model], limit=ARTIFICIAL_LIMIT
     )
+    latent = run.folder / "latent.png"
+    _latent_figure(trained, latent, title=f"Figure 4: latent space of {model}")
     return [table, training, latent]
+
+
+def _model_of(run: Run) -> str:
+    """The paper's name of a run's model; runs of version 0.1.0 are all of STIB."""
+    return TITLES[run.config()["model"].get("kind", "stib")]
+
+
+def _latent_figure(trained: Trained, path: Path, title: str) -> None:
+    data = evaluation_points()
+    part = trained.model.invariant_part(data.x)
+    # The KL divergence switches dimensions off: those in use are the ones to look at.
+    order = kl_per_dimension(*part).argsort(descending=True)
+    across = part.mean[:, order[0]]
+    z0, z1 = trained.encode(data.x)
+    if z0.numel() and z1.numel():
+        latent_figure(across, z1, data.t, path, title=title)
+        return
+    labels = ("Z, most active dimension", "Z, second dimension")
+    latent_figure(across, part.mean[:, order[:2][-1]], data.t, path, title=title, labels=labels)
 
 
 def table_of(runs: Sequence[Run]) -> str:
@@ -69,7 +85,7 @@ def table_of(runs: Sequence[Run]) -> str:
     results = {}
     for run, label in zip(runs, labels, strict=True):
         figures = run.read_evaluation()
-        results[f"STIB ({label})"] = figures
+        results[f"{_model_of(run)} ({label})"] = figures
         train = {
             key.removeprefix("train_"): value
             for key, value in figures.items()
@@ -92,8 +108,9 @@ def table_of(runs: Sequence[Run]) -> str:
 
 
 def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> None:
+    model = _model_of(run)
     if isinstance(experiment, QM9):
-        training_figure(run.metrics, path, paper=QM9_PAPER["STIB"], limit={})
+        training_figure(run.metrics, path, model=model, paper=QM9_PAPER[model], limit={})
         return
     panels = {"token_accuracy": "SMILES accuracy", "string_accuracy": "whole strings"}
     for target in experiment.predictions:
@@ -101,8 +118,8 @@ def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> No
             f"mae_{target}": f"MAE({target})",
             f"r2_{target}": f"{target}: variance explained",
         }
-    paper = ZINC_PAPER["STIB"] if isinstance(experiment, Zinc) else {}
-    training_figure(run.metrics, path, paper=paper, limit={}, panels=panels)
+    paper = ZINC_PAPER[model] if isinstance(experiment, Zinc) else {}
+    training_figure(run.metrics, path, model=model, paper=paper, limit={}, panels=panels)
 
 
 def _account(run: Run, label: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from stib_fast.data import Spiral, SpiralStream, sample
 from stib_fast.functional import knn_mi
 from stib_fast.metrics import invariance, mae, posterior_draw
-from stib_fast.models import STIB, vector_stib
+from stib_fast.models import Autoencoder, Kind, vector_model
 from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
@@ -28,8 +28,9 @@ EVALUATION_POINTS = 10_000
 
 @dataclass(frozen=True)
 class VectorModel:
-    """Sizes and constants of `stib_fast.models.vector_stib`, which describes them."""
+    """Kind, sizes and constants of `stib_fast.models.vector_model`, which describes them."""
 
+    kind: Kind = "stib"
     z0_dim: int = 2
     z1_dim: int = 1
     feature_dim: int = 8
@@ -52,7 +53,7 @@ class ArtificialConfig:
 
 
 class Artificial:
-    """STIB on the noisy spiral: fresh batches without end, measured on fresh points.
+    """A model of the noisy spiral: fresh batches without end, measured on fresh points.
 
     Parameters
     ----------
@@ -75,9 +76,9 @@ class Artificial:
         """Where and how the steps run."""
         return self.config.execution
 
-    def model(self) -> STIB:
+    def model(self) -> Autoencoder:
         """Build the untrained model."""
-        return vector_stib(x_dim=2, y_dim=2, **vars(self.config.model))
+        return vector_model(x_dim=2, y_dim=2, **vars(self.config.model))
 
     def stream(self, device: torch.device, share: slice) -> SpiralStream:
         """Start the stream of training batches, of each a process's share, drawn on a device."""
@@ -103,21 +104,19 @@ class Artificial:
     def save_into(self, folder: Path) -> None:
         """Write nothing: the configuration says it all."""
 
-    def measure(self, model: STIB) -> dict[str, Figure]:
+    def measure(self, model: Autoencoder) -> dict[str, Figure]:
         """Measure the figures that are followed along training, wherever the model is."""
         data = evaluation_points()
-        x = data.x.to(model.device)
-        z0 = model.encode(x).z0.cpu()
-        drawn = posterior_draw(z0, model.log_sigma[: model.z0_dim])
+        mean, log_sigma = model.invariant_part(data.x.to(model.device))
+        drawn = posterior_draw(mean, log_sigma)
         return {
-            "mae_x": mae(model.reconstruct(x).cpu(), data.x),
-            "mae_y": mae(model.predict(x).cpu(), data.y),
-            "mi_bits": float(knn_mi(z0.double(), data.y.double())) / math.log(2),
+            **_errors(model, data),
+            "mi_bits": float(knn_mi(mean.cpu().double(), data.y.double())) / math.log(2),
             "mi_bits_sampled": float(knn_mi(drawn.double(), data.y.double())) / math.log(2),
         }
 
     @torch.no_grad()
-    def evaluate(self, model: STIB, path: Path | None = None) -> dict[str, Figure]:
+    def evaluate(self, model: Autoencoder, path: Path | None = None) -> dict[str, Figure]:
         """Measure everything, on fresh points or on those of an npz file (arrays x, y).
 
         Raises
@@ -126,11 +125,17 @@ class Artificial:
             If the file does not hold such arrays.
         """
         data = evaluation_points() if path is None else read_points(path)
-        return {
-            "mae_x": mae(model.reconstruct(data.x), data.x),
-            "mae_y": mae(model.predict(data.x), data.y),
-            **invariance(model.encode(data.x).z0, model.log_sigma[: model.z0_dim], data.y),
-        }
+        return {**_errors(model, data), **invariance(*model.invariant_part(data.x), data.y)}
+
+
+def _errors(model: Autoencoder, data: Spiral) -> dict[str, Figure]:
+    """MAE(X), and MAE(Y) or None of a model that does not predict Y."""
+    x, y = data.x.to(model.device), data.y.to(model.device)
+    predicted = model.predict(x)
+    return {
+        "mae_x": mae(model.reconstruct(x, y), x),
+        "mae_y": None if predicted is None else mae(predicted, y),
+    }
 
 
 def evaluation_points() -> Spiral:

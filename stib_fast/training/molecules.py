@@ -1,4 +1,4 @@
-"""STIB on molecules: SMILES in, named properties out. `qm9`, `table` and `zinc` configure it."""
+"""The models on molecules: SMILES in, named properties out; `qm9`, `table`, `zinc` configure it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from stib_fast.chem import SmilesTokenizer, Vocabulary, VocabularyBuilder
 from stib_fast.data import LeftOut, MoleculeTable, Rows, ShuffledBatches, Standardiser, split
 from stib_fast.data.token_cache import RECORD, file_digest
 from stib_fast.metrics import invariance, mae, string_accuracy, token_accuracy
-from stib_fast.models import STIB, ScaledMLP, SmilesDecoder, SmilesEncoder
+from stib_fast.models import (
+    Autoencoder,
+    Kind,
+    ScaledMLP,
+    SmilesDecoder,
+    SmilesEncoder,
+    STIBWithoutAdversary,
+    assembled,
+)
 from stib_fast.nn import InvarianceCritic
 from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
@@ -71,15 +79,18 @@ class MoleculeData:
 
 @dataclass(frozen=True)
 class SmilesModel:
-    """Sizes of the model: Z in two parts, features a side of the critic, widths of the networks.
+    """The model: its kind, Z in two parts, features a side of the critic, widths of the networks.
 
     Parameters
     ----------
+    kind : {"stib", "stib-no-adv", "vae", "cvae", "cvib"}
+        The last three have z0_dim + z1_dim dimensions in one part.
     feature_dim : int or None
         Features a side of the critic, k. The bias of what it estimates is k²/2B nats, which the
         encoder takes for dependence and fights; None: √B/2, which keeps it at 1/8 nat or below.
     """
 
+    kind: Kind = "stib"
     z0_dim: int = 12
     z1_dim: int = 4
     feature_dim: int | None = None
@@ -220,7 +231,7 @@ class TrainingSet:
 
 
 class MoleculeExperiment(ABC, Generic[Config]):
-    """STIB on molecules.
+    """A model of molecules.
 
     Parameters
     ----------
@@ -363,10 +374,9 @@ class MoleculeExperiment(ABC, Generic[Config]):
             raise ValueError("this experiment was made without its molecules; read them first")
         return self._encoded
 
-    def model(self) -> STIB:
+    def model(self) -> Autoencoder:
         """Build the untrained model."""
         sizes = self.config.model
-        latent_dim = sizes.z0_dim + sizes.z1_dim
         count = len(self.predictions)
         # A model that is loaded reads the standardisation of its targets with its weights.
         targets = (
@@ -374,33 +384,35 @@ class MoleculeExperiment(ABC, Generic[Config]):
             if self._encoded is None
             else self._encoded.standardiser
         )
-        return STIB(
-            encoder=SmilesEncoder(
+        return assembled(
+            sizes.kind,
+            encoder=lambda width: SmilesEncoder(
                 len(self.vocabulary),
                 self.max_length,
-                latent_dim,
+                width,
                 sizes.channels,
                 sizes.kernel_size,
                 sizes.encoder_hidden,
             ),
-            decoder=SmilesDecoder(
+            decoder=lambda width: SmilesDecoder(
                 len(self.vocabulary),
                 self.max_length,
-                latent_dim,
+                width,
                 self.vocabulary.bos_id,
                 self.vocabulary.eos_id,
                 self.vocabulary.pad_id,
                 sizes.decoder_hidden,
                 sizes.embedding_dim,
             ),
-            predictor=ScaledMLP([sizes.z1_dim, *sizes.hidden, count]),
-            critic=InvarianceCritic(
+            predictor=lambda width: ScaledMLP([width, *sizes.hidden, count]),
+            critic=lambda: InvarianceCritic(
                 sizes.z0_dim,
                 count,
                 sizes.feature_dim or max(1, math.isqrt(self.optimisation.batch) // 2),
                 sizes.hidden,
                 cycle_weight=sizes.cycle_weight,
             ),
+            y_dim=count,
             z0_dim=sizes.z0_dim,
             z1_dim=sizes.z1_dim,
             targets=targets,
@@ -433,13 +445,13 @@ class MoleculeExperiment(ABC, Generic[Config]):
         """
         return self.tokenizer.encode(smiles).ids
 
-    def measure(self, model: STIB) -> dict[str, Figure]:
+    def measure(self, model: Autoencoder) -> dict[str, Figure]:
         """Measure reconstruction and prediction of the held-out molecules, at most 2,000."""
         data = self.encoded
         return self._fit(model, data.molecules, _sample(data.held_out_rows, FOLLOWED))
 
     @torch.no_grad()
-    def evaluate(self, model: STIB, path: Path | None = None) -> dict[str, Figure]:
+    def evaluate(self, model: Autoencoder, path: Path | None = None) -> dict[str, Figure]:
         """Measure everything.
 
         Errors and accuracies on all held-out molecules and, as ``train_…``, on a sample of 600 of
@@ -466,25 +478,30 @@ class MoleculeExperiment(ABC, Generic[Config]):
             held_out = torch.arange(len(data))
             fit = self._fit(model, data, held_out)
         rows = invariance_rows(held_out, len(data))
-        z0 = _in_chunks(lambda ids: model.encode(ids).z0, data.ids, rows, model.device)
-        standardised = model.targets.transform(data.targets[rows].float().to(model.device))
-        return {**fit, **invariance(z0, model.log_sigma[: model.z0_dim], standardised)}
-
-    def _fit(self, model: STIB, data: MoleculeSet, rows: Tensor) -> dict[str, Figure]:
-        ids = data.ids[rows]
-        written = _in_chunks(model.reconstruct, data.ids, rows, model.device)
-        predicted = _in_chunks(
-            lambda ids: model.targets.inverse(model.predict(ids)), data.ids, rows, model.device
-        ).double()
-        targets = data.targets[rows]
-        columns = list(zip(predicted.split(1, dim=1), targets.split(1, dim=1), strict=True))
-        figures = (
-            token_accuracy(written, ids, self.vocabulary.pad_id),
-            string_accuracy(written, ids, self.vocabulary.pad_id),
-            *(mae(*pair) for pair in columns),
-            *(_r2(*pair) for pair in columns),
+        beside = _in_chunks(
+            lambda ids: torch.cat(model.invariant_part(ids), dim=1), model.device, rows, data.ids
         )
-        return dict(zip(self.figures, figures, strict=True))
+        mean, log_sigma = beside.chunk(2, dim=1)
+        return {**fit, **invariance(mean, log_sigma, _standardised(model, data)[rows])}
+
+    def _fit(self, model: Autoencoder, data: MoleculeSet, rows: Tensor) -> dict[str, Figure]:
+        ids = data.ids[rows]
+        written = _in_chunks(
+            model.reconstruct, model.device, rows, data.ids, _standardised(model, data)
+        )
+        figures: dict[str, Figure] = dict.fromkeys(self.figures)
+        figures["token_accuracy"] = token_accuracy(written, ids, self.vocabulary.pad_id)
+        figures["string_accuracy"] = string_accuracy(written, ids, self.vocabulary.pad_id)
+        if not isinstance(model, STIBWithoutAdversary):  # predicts nothing
+            return figures
+        predicted = _in_chunks(
+            lambda ids: model.targets.inverse(model.predict(ids)), model.device, rows, data.ids
+        ).double()
+        columns = zip(predicted.split(1, dim=1), data.targets[rows].split(1, dim=1), strict=True)
+        for name, pair in zip(self.predictions, columns, strict=True):
+            figures[f"mae_{name}"] = mae(*pair)
+            figures[f"r2_{name}"] = _r2(*pair)
+        return figures
 
 
 def _require_rows(molecules: MoleculeSet, names: Sequence[str]) -> None:
@@ -497,10 +514,20 @@ def _require_rows(molecules: MoleculeSet, names: Sequence[str]) -> None:
 
 
 def _in_chunks(
-    function: Callable[[Tensor], Tensor], ids: Rows, rows: Tensor, device: torch.device
+    function: Callable[..., Tensor], device: torch.device, rows: Tensor, *sources: Rows
 ) -> Tensor:
-    """Results on the CPU of a function that runs on a device."""
-    return torch.cat([function(ids[part].to(device)).cpu() for part in rows.split(CHUNK)])
+    """Results on the CPU of a function, on a device, of rows of the sources."""
+    return torch.cat(
+        [
+            function(*(source[part].to(device) for source in sources)).cpu()
+            for part in rows.split(CHUNK)
+        ]
+    )
+
+
+def _standardised(model: Autoencoder, data: MoleculeSet) -> Tensor:
+    """Targets [N, T] as a model sees them, where it is."""
+    return model.targets.transform(data.targets.float().to(model.device))
 
 
 def _sample(rows: Tensor, count: int) -> Tensor:

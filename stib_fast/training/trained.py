@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stib_fast.models import STIB, Latent
+from stib_fast.models import Autoencoder, Latent, STIBWithoutAdversary
 from stib_fast.training.artificial import Artificial, ArtificialConfig
 from stib_fast.training.checkpoint import load_checkpoint
 from stib_fast.training.molecules import MoleculeExperiment
@@ -28,17 +28,19 @@ class Trained:
 
     Parameters
     ----------
-    model : STIB
+    model : Autoencoder
     experiment : Artificial or MoleculeExperiment
     """
 
-    def __init__(self, model: STIB, experiment: Artificial | MoleculeExperiment) -> None:
+    def __init__(self, model: Autoencoder, experiment: Artificial | MoleculeExperiment) -> None:
         self.model = model.eval()
         self.experiment = experiment
 
     @torch.no_grad()
     def encode(self, x: Any) -> Latent:
         """Return the means of Z0 [n, n0] and Z1 [n, n1].
+
+        All of Z is Z1 in a VAE, whose Z0 is empty, and Z0 in a CVAE or CVIB, whose Z1 is empty.
 
         Parameters
         ----------
@@ -47,13 +49,25 @@ class Trained:
         """
         return Latent(*map(torch.cat, zip(*map(self.model.encode, self._batches(x)), strict=True)))
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the model predicts y: a CVAE or CVIB does not."""
+        return isinstance(self.model, STIBWithoutAdversary)
+
     @torch.no_grad()
     def predict(self, x: Any) -> Tensor:
         """Return y [n, m] predicted from Z1, in the units of the data.
 
         Columns of molecules stand in the order of the configuration; of QM9: gap (eV), alpha
         (bohr³).
+
+        Raises
+        ------
+        ValueError
+            A CVAE or CVIB, which predicts nothing.
         """
+        if not isinstance(self.model, STIBWithoutAdversary):
+            raise ValueError(f"a {type(self.model).__name__} is told y and predicts nothing")
         y = torch.cat([self.model.predict(batch) for batch in self._batches(x)])
         return self.model.targets.inverse(y)
 
