@@ -237,8 +237,8 @@ class GenerativeModel(Trained):
         ValueError
             A run of the artificial experiment, of a model without Z0 and Z1, or without its data;
             not exactly one of reference and target; a reference that is no molecule or that the
-            model has no tokens for; a target that the run does not predict, that is outside the training
-            molecules' values or that no Z1 was found for; `n` below 1; no formula.
+            model has no tokens for; a target that the run does not predict, that is outside the
+            training molecules' values or that no Z1 was found for; `n` below 1; no formula.
 
         Examples
         --------

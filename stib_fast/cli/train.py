@@ -7,7 +7,6 @@ import io
 import json
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +73,8 @@ def add_to(commands: Commands) -> None:
 def spelled_out(arguments: list[str]) -> list[str]:
     """Turn ``--paper`` and ``--model NAME`` into what they are short for.
 
-    Their configuration files come first, so that typed options count, too.
+    Their configuration files come first, so that typed options count, too; the model's name comes
+    last, so that it counts before that in a file.
 
     Raises
     ------
@@ -88,25 +88,27 @@ def spelled_out(arguments: list[str]) -> list[str]:
     if before == ["train", "artificial"] and "--paper" in options:
         configs.append(PAPER_CONFIG)
         options = [option for option in options if option != "--paper"]
-    options = [
-        f"{MODEL}.kind{option.removeprefix(MODEL)}"
-        if option == MODEL or option.startswith(f"{MODEL}=")
-        else option
-        for option in options
-    ]
-    kind = _last_value(options, f"{MODEL}.kind")
+    options, kind = _without_model(options)
     if configs and kind not in (None, "stib"):
         raise ValueError(f"--paper has the authors' settings of STIB, not of {kind}: drop one")
     if kind in MODEL_CONFIGS:
         configs.append(MODEL_CONFIGS[kind])
+    if kind is not None:
+        options += [f"{MODEL}.kind", kind]
     return [*before, *(part for path in configs for part in ("--config", str(path))), *options]
 
 
-def _last_value(options: list[str], name: str) -> str | None:
-    """Value that was typed last for an option."""
-    values = [after for option, after in pairwise(options) if option == name]
-    values += [o.removeprefix(f"{name}=") for o in options if o.startswith(f"{name}=")]
-    return values[-1] if values else None
+def _without_model(options: list[str]) -> tuple[list[str], str | None]:
+    """Part options from the value of ``--model NAME`` or ``--model=NAME``, if there is one."""
+    rest, kind, remaining = [], None, iter(options)
+    for option in remaining:
+        if option == MODEL:
+            kind = next(remaining, "")
+        elif option.startswith(f"{MODEL}="):
+            kind = option.removeprefix(f"{MODEL}=")
+        else:
+            rest.append(option)
+    return rest, kind
 
 
 def _training_command(description: str, config: type) -> jsonargparse.ArgumentParser:
