@@ -9,6 +9,7 @@ import torch
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from stib_fast.cli import _parser
+from stib_fast.cli.train import spelled_out
 from stib_fast.functional import knn_mi
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def test_torchrun_commands_parse(arguments):
 
 @pytest.mark.parametrize("arguments", commands("stib"), ids=" ".join)
 def test_stib_commands_parse(arguments):
-    _parser().parse_args(arguments)
+    _parser().parse_args(spelled_out(arguments))
 
 
 def test_links_lead_somewhere():

@@ -16,7 +16,13 @@ from stib_fast.training.molecules import (
     SmilesModel,
     data_report,
 )
-from stib_fast.training.objective import Terms, stib_objective
+from stib_fast.training.objective import (
+    Terms,
+    cvae_objective,
+    cvib_objective,
+    predictive_objective,
+    stib_objective,
+)
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import (
     ALONE,
@@ -56,6 +62,8 @@ __all__ = [
     "VectorModel",
     "Zinc",
     "ZincConfig",
+    "cvae_objective",
+    "cvib_objective",
     "data_report",
     "evaluation_points",
     "experiment_of",
@@ -63,6 +71,7 @@ __all__ = [
     "joined_processes",
     "load",
     "may_restart",
+    "predictive_objective",
     "read_arrays",
     "stib_objective",
     "train",
