@@ -25,7 +25,8 @@ class Optimisation:
     gradient_clip : float or None
         Largest norm of the gradient of L1 / λ with respect to the model (not the adversary).
     invariance_weight : float
-        Weight of I(Z0; Y) in nats beside the reconstruction losses, inside λ(…).
+        Weight of I(Z0; Y) in nats beside the reconstruction losses, inside λ(…); of a CVIB that of
+        its bound on I(Z; Y). Other models have no such term.
     lambda_start : float
         λ of Eq. (6) at the first step.
     lambda_growth : float
