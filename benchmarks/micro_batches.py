@@ -149,7 +149,7 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
             axes.plot(
                 [row["batch"] for row in chosen], [row[column] for row in chosen], "o-", label=name
             )
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("rows in the batch")
         axes.set_ylabel(label)
