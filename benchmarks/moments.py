@@ -330,7 +330,7 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     middle.set_yscale("log")
-    middle.legend(fontsize=7)
+    middle.legend(fontsize=7, loc="center left")
 
 
 def conclude(rows: Sequence[Row]) -> list[str]:
