@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from stib_fast.chem import Vocabulary
 from stib_fast.cli import main
 from stib_fast.data import TokenCache
 
-ROWS = 30_000
+ROWS = 10_000
 OPTIONS = ["--target", "x", "--rows-per-shard", "100"]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 shards of 100 rows: seconds of work, so that it can be stopped in the middle."""
+    """100 shards of 100 rows: seconds of work, so that it can be stopped in the middle."""
     path = tmp_path_factory.mktemp("encode") / "molecules.csv"
     rows = (f"{'C' * (i % 50)}O,{i}\n" for i in range(ROWS))
     path.write_text("smiles,x\n" + "".join(rows))
@@ -41,6 +42,8 @@ def stopped(source: Path, folder: Path, number: int, shards: int) -> tuple[int, 
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Tests that a shell runs in the background ignore it, and so would their children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (folder / f"tokens-{shards:05}.arrow").exists():
