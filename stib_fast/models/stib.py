@@ -46,10 +46,9 @@ class STIBWithoutAdversary(Autoencoder):
         """Return q(z|x)."""
         return Posterior(self.encoder(x).to(self.log_sigma.dtype), self.log_sigma)
 
-    def sample(self, mean: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Draw z [B, d] around means [B, d]: by a noise that was drawn before, or a new one."""
-        noise = self.noise(len(mean)) if noise is None else noise
-        return Posterior(mean, self.log_sigma).draw(noise)
+    def sample(self, mean: Tensor) -> Tensor:
+        """Draw z [B, d] around means [B, d]."""
+        return Posterior(mean, self.log_sigma).draw(self.noise(len(mean)))
 
     def decoder_input(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Return z: the decoder reads nothing else."""

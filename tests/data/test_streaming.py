@@ -230,18 +230,6 @@ def test_files_without_rows(tmp_path: Path) -> None:
     assert table_moments(tmp_path / "t.npz", ["a"], ["b"]).rows == 0
 
 
-@pytest.mark.parametrize("size", [1e-170, 1e120, 1e170, 1e200])
-def test_columns_whose_squares_float64_does_not_hold(size: float, tmp_path: Path, rows) -> None:
-    expected = F.gaussian_mi_of(table_moments(write(tmp_path / "t.csv", rows), ["a"], ["b"]).scaled)
-    rows[:, 0] *= size
-    table = table_moments(write(tmp_path / "t.csv", rows), ["a"], ["b"])
-    # Products with a power of two are exact; the decimal factor rounds each number once.
-    torch.testing.assert_close(F.gaussian_mi_of(table.scaled), expected, rtol=1e-12, atol=0)
-    if size != 1e120:
-        with pytest.raises(ValueError, match=r"column 'a' holds numbers up to .* rescale it"):
-            _ = table.moments
-
-
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_at_most_one_batch_of_a_table_is_held(name, rows, tmp_path, monkeypatch) -> None:
@@ -262,7 +250,7 @@ def test_at_most_one_batch_of_a_table_is_held(name, rows, tmp_path, monkeypatch)
     assert max(held) <= 3  # the three columns of the batch before
 
 
-@pytest.mark.parametrize("size", [2.0**700, 2.0**-700, 2.0**1000])
+@pytest.mark.parametrize("size", [2.0**560, 2.0**-560, 2.0**700, 2.0**-700, 2.0**1000])
 def test_columns_of_any_size(size: float, rows: np.ndarray, tmp_path: Path) -> None:
     files, scaled = [], []
     for k, part in enumerate((rows[:100], rows[100:100], rows[100:])):
@@ -275,7 +263,7 @@ def test_columns_of_any_size(size: float, rows: np.ndarray, tmp_path: Path) -> N
     assert mi.item() > 0
     assert torch.equal(F.gaussian_mi_of(table.scaled), mi)
     with pytest.raises(ValueError, match=r"column 'a' holds numbers up to .* rescale it"):
-        table.moments  # noqa: B018
+        _ = table.moments
     # In one file of ordinary size, then in one of this.
     mixed = table_moments([files[0], scaled[2]], ["a"], ["b"])
     values = np.concatenate([rows[:100, :2], rows[100:, :2] * [size, 1]])

@@ -121,11 +121,11 @@ def test_an_empty_class_changes_nothing() -> None:
     z = two_views()[0]
     membership = memberships(z)["hard"]
     with_empty = torch.cat([membership, torch.zeros(300, 1)], 1)
-    values = [
-        with_gradients(lambda z: coding_rate.rate_reduction(coding_rate.class_moments(z, m)), z)  # noqa: B023
-        for m in (membership, with_empty)
-    ]
-    check(*values)
+
+    def reduction(z: Tensor, membership: Tensor) -> Tensor:
+        return coding_rate.rate_reduction(coding_rate.class_moments(z, membership))
+
+    check(*(with_gradients(partial(reduction, membership=m), z) for m in (membership, with_empty)))
 
 
 def test_training_by_rate_reduction_separates_the_classes() -> None:
@@ -226,15 +226,19 @@ def spread_worker(rank: int, folder: str) -> None:
     try:
         group, mine = dist.group.WORLD, (slice(0, 100), slice(100, 300))[rank]
         views, weight = two_views(), torch.eye(6).double()
+
+        def whole(w: Tensor, published: Callable[..., Tensor]) -> Tensor:
+            return published(*(z @ w for z in views))
+
+        def share(w: Tensor, of_moments: Callable[..., Tensor]) -> Tensor:
+            return of_moments(F.moments(*(z[mine] @ w for z in views)).gathered(group))
+
         for of_moments, (_, published) in (
             (vicreg.vicreg, LOSSES["vicreg"]),
             (barlow_twins.barlow_twins, LOSSES["barlow_twins"]),
         ):
-            expected = with_gradients(lambda w: published(*(z @ w for z in views)), weight)  # noqa: B023
-            value, gradient = with_gradients(
-                lambda w: of_moments(F.moments(*(z[mine] @ w for z in views)).gathered(group)),  # noqa: B023
-                weight,
-            )
+            expected = with_gradients(partial(whole, published=published), weight)
+            value, gradient = with_gradients(partial(share, of_moments=of_moments), weight)
             dist.all_reduce(gradient)
             check([value, gradient / 2], expected)
         dist.barrier()
