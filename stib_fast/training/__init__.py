@@ -9,13 +9,8 @@ from stib_fast.training.artificial import (
 )
 from stib_fast.training.execution import Execution
 from stib_fast.training.loop import Interrupted, train
-from stib_fast.training.molecules import (
-    MoleculeConfig,
-    MoleculeData,
-    MoleculeExperiment,
-    SmilesModel,
-    data_report,
-)
+from stib_fast.training.molecule_data import MoleculeData, data_report
+from stib_fast.training.molecules import MoleculeConfig, MoleculeExperiment, SmilesModel
 from stib_fast.training.objective import (
     Terms,
     cvae_objective,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stib_fast.chem import SmilesTokenizer, Vocabulary, VocabularyBuilder
-from stib_fast.data import LeftOut, MoleculeTable, Rows, ShuffledBatches, Standardiser, split
-from stib_fast.data.token_cache import RECORD, file_digest
+from stib_fast.data import MoleculeTable, Rows, ShuffledBatches, Standardiser
 from stib_fast.metrics import invariance, mae, string_accuracy, token_accuracy
 from stib_fast.models import (
     Autoencoder,
@@ -30,6 +27,20 @@ from stib_fast.models import (
 )
 from stib_fast.nn import InvarianceCritic
 from stib_fast.training.execution import Execution
+from stib_fast.training.molecule_data import (
+    DIGEST_FILE,
+    REPORT_FILE,
+    MoleculeData,
+    MoleculeSet,
+    Part,
+    TrainingSet,
+    data_report,
+    digest,
+    encode_table,
+    invariance_rows,
+    require_rows,
+    sample,
+)
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure, write_text
 
@@ -37,44 +48,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 VOCABULARY_FILE = "vocabulary.json"
-DIGEST_FILE = "data.sha256"
-REPORT_FILE = "data.json"
 CHUNK = 1024  # molecules that are measured at once
-NEIGHBOURS = 20  # of the estimate of MI, which needs more molecules than that
 TRAINING_SAMPLE = 600  # training molecules that are measured beside the held-out ones
 FOLLOWED = 2000  # held-out molecules that are measured along training, at most
-# Where Z0 has many dimensions, the estimate of MI compares every pair of molecules.
-INVARIANCE_WHOLE = 10_000
-INVARIANCE_SAMPLE = 5_000
-
-
-@dataclass(frozen=True)
-class MoleculeData:
-    """Which molecules of a file are taken, and how they are parted.
-
-    Parameters
-    ----------
-    smiles : str
-        Column of the SMILES.
-    strict : bool
-        Whether rows that cannot be used are an error, or counted, told and left out.
-    check : bool
-        Let RDKit read every string: those that are no molecule cannot be used, and two ways to
-        write a molecule count as one.
-    validation_fraction : float
-        Share of the molecules held out.
-    split_seed : int
-        Of the choice of those.
-    max_length : int or None
-        Tokens of a string with its end mark; None: as many as the longest has.
-    """
-
-    smiles: str = "smiles"
-    strict: bool = False
-    check: bool = False
-    validation_fraction: float = 0.05
-    split_seed: int = 0
-    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,101 +111,6 @@ class MoleculeConfig:
 Config = TypeVar("Config", bound=MoleculeConfig)
 
 
-@dataclass(frozen=True)
-class MoleculeSet:
-    """Encoded molecules.
-
-    Parameters
-    ----------
-    source : str
-        Their file.
-    ids : Rows
-        Token ids, gathered by row: integer [n, L].
-    targets : Tensor
-        float64, shape [N, T].
-    left_out : tuple of LeftOut
-        What else the file held.
-    """
-
-    source: str
-    ids: Rows
-    targets: Tensor
-    left_out: tuple[LeftOut, ...]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def report(self) -> dict[str, object]:
-        """Return what was read, kept and left out, as plain JSON values."""
-        return {
-            "read": len(self) + sum(note.count for note in self.left_out),
-            "kept": len(self),
-            "left_out": [asdict(note) for note in self.left_out],
-        }
-
-    def tell(self) -> None:
-        """Write a line to standard error for each reason why rows were left out."""
-        read = self.report()["read"]
-        for note in self.left_out:
-            print(f"{self.source}: of {read} rows left out {note}", file=sys.stderr)
-
-
-class Part:
-    """Some rows of others."""
-
-    def __init__(self, whole: Rows, rows: Tensor) -> None:
-        self._whole = whole
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return self._whole[self._rows[rows]]
-
-
-class TrainingSet:
-    """Molecules in two parts; targets standardised on the training part.
-
-    Raises
-    ------
-    ValueError
-        For too few molecules, or a target that is the same in all of those that are trained on or
-        in all of those on which invariance is measured.
-    """
-
-    def __init__(
-        self, molecules: MoleculeSet, config: MoleculeConfig, names: Sequence[str]
-    ) -> None:
-        _require_rows(molecules, names)
-        self.molecules = molecules
-        self.ids, self.targets = molecules.ids, molecules.targets
-        self.train_rows, self.held_out_rows = split(
-            len(molecules), config.molecules.validation_fraction, config.molecules.split_seed
-        )
-        batch = config.optimisation.batch
-        if len(self.train_rows) < batch:
-            raise ValueError(
-                f"{molecules.source}: {len(self.train_rows)} molecules to train on are fewer than "
-                f"optimisation.batch {batch}"
-            )
-        measured = invariance_rows(self.held_out_rows, len(molecules))
-        if len(measured) <= NEIGHBOURS:
-            raise ValueError(
-                f"{molecules.source}: {len(measured)} held-out molecules are too few to measure "
-                "invariance on; raise molecules.validation_fraction"
-            )
-        for rows, where in ((self.train_rows, "train on"), (measured, "measure invariance on")):
-            for name, values in zip(names, self.targets[rows].T, strict=True):
-                if (values == values[0]).all():
-                    raise ValueError(
-                        f"{molecules.source}: target {name!r} is {float(values[0]):g} in all "
-                        f"{len(rows)} molecules to {where}; leave it out"
-                    )
-        self.standardiser = Standardiser.fit(self.targets[self.train_rows])
-        self.standardised = self.standardiser.transform(self.targets.float())
-
-
 class MoleculeExperiment(ABC, Generic[Config]):
     """A model of molecules.
 
@@ -259,7 +140,9 @@ class MoleculeExperiment(ABC, Generic[Config]):
         self.tokenizer = SmilesTokenizer(vocabulary, self.max_length)
         self._encoded: TrainingSet | None = None
         if molecules is not None:
-            self._encoded = TrainingSet(molecules, config, self.predictions)
+            self._encoded = TrainingSet(
+                molecules, config.molecules, config.optimisation.batch, self.predictions
+            )
 
     @property
     @abstractmethod
@@ -281,7 +164,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
         if config.molecules.max_length is None:
             with_end = builder.longest + 1
             config = replace(config, molecules=replace(config.molecules, max_length=with_end))
-        molecules = cls.encode(config, table, vocabulary)
+        molecules = encode_table(table, vocabulary, config.molecules)
         molecules.tell()
         return cls(config, vocabulary, molecules)
 
@@ -312,32 +195,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
     @classmethod
     def load(cls, config: Config, vocabulary: Vocabulary, *, unique: bool = True) -> MoleculeSet:
         """Read the molecules of a configuration and encode them under a known vocabulary."""
-        return cls.encode(config, cls.read(config, unique=unique), vocabulary)
-
-    @classmethod
-    def encode(cls, config: Config, table: MoleculeTable, vocabulary: Vocabulary) -> MoleculeSet:
-        """Encode a table, and leave out what the vocabulary or the length does not allow.
-
-        Raises
-        ------
-        ValueError
-            If no molecule is left, or one cannot be encoded and the configuration is strict.
-        """
-        data = config.molecules
-        assert data.max_length is not None
-        tokenizer = SmilesTokenizer(vocabulary, data.max_length)
-        encoded = replace(tokenizer, on_unknown="drop", on_overflow="drop").encode(table.smiles)
-        dropped = np.ones(len(table), dtype=bool)
-        dropped[encoded.rows.numpy()] = False
-        table = table.without(
-            dropped,
-            "with tokens or a length that the model does not have",
-            lambda i: _refusal(tokenizer, table.smiles[i]),
-            strict=data.strict,
-        )
-        if not len(table):
-            raise ValueError(f"{table.source}: no usable row is left: {table.left_out[-1]}")
-        return MoleculeSet(table.source, encoded.ids, table.targets, table.left_out)
+        return encode_table(cls.read(config, unique=unique), vocabulary, config.molecules)
 
     def save_into(self, folder: Path) -> None:
         """Write vocabulary, digest of the file and account of its rows beside the configuration."""
@@ -448,7 +306,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
     def measure(self, model: Autoencoder) -> dict[str, Figure]:
         """Measure reconstruction and prediction of the held-out molecules, at most 2,000."""
         data = self.encoded
-        return self._fit(model, data.molecules, _sample(data.held_out_rows, FOLLOWED))
+        return self._fit(model, data.molecules, sample(data.held_out_rows, FOLLOWED))
 
     @torch.no_grad()
     def evaluate(self, model: Autoencoder, path: Path | None = None) -> dict[str, Figure]:
@@ -469,12 +327,12 @@ class MoleculeExperiment(ABC, Generic[Config]):
             data = self.encoded.molecules
             held_out = self.encoded.held_out_rows
             fit = self._fit(model, data, held_out)
-            train = self._fit(model, data, _sample(self.encoded.train_rows, TRAINING_SAMPLE))
+            train = self._fit(model, data, sample(self.encoded.train_rows, TRAINING_SAMPLE))
             fit |= {f"train_{name}": value for name, value in train.items()}
         else:
             data = self.load(replace(self.config, data=str(path)), self.vocabulary)
             data.tell()
-            _require_rows(data, self.predictions)
+            require_rows(data, self.predictions)
             held_out = torch.arange(len(data))
             fit = self._fit(model, data, held_out)
         rows = invariance_rows(held_out, len(data))
@@ -504,15 +362,6 @@ class MoleculeExperiment(ABC, Generic[Config]):
         return figures
 
 
-def _require_rows(molecules: MoleculeSet, names: Sequence[str]) -> None:
-    needed = max(NEIGHBOURS, len(names)) + 1
-    if len(molecules) < needed:
-        raise ValueError(
-            f"{molecules.source}: {len(molecules)} usable rows are too few: at least {needed} "
-            f"are needed for {len(names)} targets"
-        )
-
-
 def _in_chunks(
     function: Callable[..., Tensor], device: torch.device, rows: Tensor, *sources: Rows
 ) -> Tensor:
@@ -530,41 +379,7 @@ def _standardised(model: Autoencoder, data: MoleculeSet) -> Tensor:
     return model.targets.transform(data.targets.float().to(model.device))
 
 
-def _sample(rows: Tensor, count: int) -> Tensor:
-    """At most `count` of the rows, always the same."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(count))
-    return rows[order[:count]] if len(rows) > count else rows
-
-
-def invariance_rows(held_out: Tensor, total: int) -> Tensor:
-    """Rows on which MI and probes are measured: few enough for the k-d tree and the probes."""
-    if total <= INVARIANCE_WHOLE:
-        return torch.arange(total)
-    return _sample(held_out, INVARIANCE_SAMPLE)
-
-
 def _r2(predicted: Tensor, target: Tensor) -> float | None:
     """Share of the target's variance that the prediction explains; None where there is none."""
     variance = (target - target.mean()).square().sum()
     return float(1 - (predicted - target).square().sum() / variance) if variance > 0 else None
-
-
-def _refusal(tokenizer: SmilesTokenizer, smiles: str) -> str:
-    """What the tokeniser has against a string."""
-    try:
-        tokenizer.encode([smiles])
-    except ValueError as error:
-        return str(error).removeprefix("row 0: ")
-    raise AssertionError(f"{smiles!r} is encoded alone, but not among others")
-
-
-def digest(data: str) -> str:
-    """SHA-256 of a file, or of the record of a token cache, which holds those of its parts."""
-    path = Path(data)
-    return file_digest(path / RECORD if path.is_dir() else path)
-
-
-def data_report(folder: Path) -> dict[str, Any] | None:
-    """What a run folder says of the rows of its file; None for a run of version 0.1.0."""
-    path = folder / REPORT_FILE
-    return json.loads(path.read_text()) if path.is_file() else None

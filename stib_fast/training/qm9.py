@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stib_fast.data import MoleculeTable, read_qm9
-from stib_fast.training.molecules import MoleculeConfig, MoleculeData, MoleculeExperiment
+from stib_fast.training.molecule_data import MoleculeData
+from stib_fast.training.molecules import MoleculeConfig, MoleculeExperiment
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,8 @@ from stib_fast.chem import SmilesTokenizer, Vocabulary
 from stib_fast.data import LeftOut, MoleculeTable, read_table
 from stib_fast.data.molecules import usable
 from stib_fast.data.token_cache import TokenCache, read_record
-from stib_fast.training.molecules import (
-    CHUNK,
-    MoleculeConfig,
-    MoleculeData,
-    MoleculeExperiment,
-    MoleculeSet,
-    Part,
-)
+from stib_fast.training.molecule_data import MoleculeData, MoleculeSet, Part, encode_table
+from stib_fast.training.molecules import CHUNK, MoleculeConfig, MoleculeExperiment
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -116,7 +110,7 @@ class Table(MoleculeExperiment[TableConfig]):
         cache = _fitting_cache(config, vocabulary)
         if not config.molecules.check:
             return _on_disk(config, cache)
-        return cls.encode(config, _checked(config, cache), vocabulary)
+        return encode_table(_checked(config, cache), vocabulary, config.molecules)
 
 
 class _CachedIds:

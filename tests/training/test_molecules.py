@@ -26,7 +26,7 @@ from stib_fast.training import (
     load,
     train,
 )
-from stib_fast.training.molecules import digest, invariance_rows
+from stib_fast.training.molecule_data import digest, invariance_rows
 
 OLD_RUN = Path(__file__).parent / "old_runs" / "qm9_0_1_0"
 SMALL_MODEL = SmilesModel(
@@ -161,13 +161,13 @@ def test_more_targets_than_rows(tmp_path):
 
 
 def test_too_few_molecules_to_measure_invariance_on(table, monkeypatch):
-    monkeypatch.setattr("stib_fast.training.molecules.INVARIANCE_WHOLE", 100)
+    monkeypatch.setattr("stib_fast.training.molecule_data.INVARIANCE_WHOLE", 100)
     with pytest.raises(ValueError, match=r"6 held-out .* raise molecules.validation_fraction"):
         Table.from_file(small_config(table))
 
 
 def test_a_target_without_variance_where_invariance_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("stib_fast.training.molecules.INVARIANCE_WHOLE", 100)
+    monkeypatch.setattr("stib_fast.training.molecule_data.INVARIANCE_WHOLE", 100)
     rare = [f"{s},{int(i == 0)}" for i, s in enumerate(chains(120))]
     path = write_table(tmp_path / "t.csv", rare, "s,y")
     with pytest.raises(ValueError, match="'y' is 0 in all 24 molecules to measure invariance on"):
