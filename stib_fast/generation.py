@@ -34,7 +34,8 @@ STAGES = ("unfinished", "invalid", "other_formula", "repeated", "known")
 - invalid: no molecule that RDKit reads;
 - other_formula: not the formula that is asked for;
 - repeated: a molecule that was written before, in the same or in another way;
-- known: the reference, or one of the molecules that the model was trained on.
+- known: the reference, or one of the run's training or validation molecules (a test molecule
+  counts as new: neither the model nor the choice of its settings has seen it).
 """
 
 
@@ -106,7 +107,8 @@ class Generation:
         Euclidean distance in Z0 from the reference: between means, in standard deviations of the
         prior. Shape [m].
     held_out_errors : Tensor
-        Prediction minus data of the run's held-out molecules. Shape [h, T].
+        Prediction minus data of the run's test molecules (validation molecules, if it has no test
+        part). Shape [h, T].
     """
 
     names: tuple[str, ...]
@@ -159,18 +161,18 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """What generation asks of the molecules that a model was trained on."""
+    """What generation asks of the molecules of a run."""
 
-    smiles: list[str]
-    canonical: frozenset[str]
-    targets: Tensor  # [N, T]
+    smiles: list[str]  # of the training part
+    targets: Tensor  # [N, T], of the training part
+    known: frozenset[str]  # canonical, of the training and the validation part
     held_out_errors: Tensor  # [h, T]
 
     @cached_property
     def formula(self) -> str | None:
-        """The formula that all molecules have; None where they differ."""
+        """The formula that all known molecules have; None where they differ."""
         ours = None
-        for smiles in self.canonical:
+        for smiles in self.known:
             formula = molecular_formula(smiles)
             if ours not in (None, formula):
                 return None
@@ -226,7 +228,7 @@ class GenerativeModel(Trained):
             Of Z0.
         formula : str or None
             Which molecules are kept: of this formula, such as ``"C7H10O2"``; of any (None); or
-            ``"auto"``: that of the training molecules if they all have the same, else any.
+            ``"auto"``: that of the run's molecules if they all have the same, else any.
 
         Returns
         -------
@@ -266,7 +268,7 @@ class GenerativeModel(Trained):
         if formula == "auto":
             asked = self._training.formula
 
-        known = self._training.canonical.union(canonical_smiles([reference]))
+        known = self._training.known.union(canonical_smiles([reference]))
         kept, dropped = sift(*self._decoded(z1, n, seed), known=known, formula=asked)
         smiles = tuple(kept.values())
         z0 = self.encode([reference, *smiles]).z0
@@ -319,13 +321,13 @@ class GenerativeModel(Trained):
         assert isinstance(experiment, MoleculeExperiment)
         data = experiment.encoded
         decode = experiment.tokenizer.decode
-        smiles = decode(data.ids[data.train_rows])
-        held_out = self.predict(decode(data.ids[data.held_out_rows])).double()
+        smiles, validation = (decode(data.ids[r]) for r in (data.train_rows, data.validation_rows))
+        predicted = self.predict(decode(data.ids[data.evaluated_rows])).double()
         return _Training(
             smiles,
-            frozenset(text for text in canonical_smiles(smiles) if text),
             data.targets[data.train_rows],
-            held_out - data.targets[data.held_out_rows],
+            frozenset(text for text in canonical_smiles(smiles + validation) if text),
+            predicted - data.targets[data.evaluated_rows],
         )
 
     def _z1_of(self, reference: str) -> Tensor:

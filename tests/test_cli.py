@@ -191,7 +191,7 @@ def test_parquet_and_repeated_target_options(dirty, tmp_path):
         (["--target", "pKa", "--target", "pKa"], "target 'pKa' is named more than once"),
         (["--target", "name"], "column 'name' is asked for more than once"),
         (["--smiles", "logS"], "column 'logS' is asked for more than once"),
-        (["--optimisation.batch", "400"], "48 molecules to train on are fewer than"),
+        (["--optimisation.batch", "400"], "46 training molecules are fewer than"),
         (["--data", "table.xlsx"], "ends in one of .smi, .smi.gz, .csv, .csv.gz, .parquet"),
         (["--data", "."], "is not a token cache: it has no cache.json"),
     ],

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     (folder / "molecules.csv").write_text("\n".join(["smiles,alpha,gap", *rows]) + "\n")
     command = ["train", "qm9", "--data", str(folder / "molecules.csv"), *SIZES, *STEPS]
-    options = ["--molecules.validation_fraction", "0.2", "--optimisation.evaluations", "1"]
+    options = ["--molecules.test_fraction", "0.2", "--optimisation.evaluations", "1"]
     assert main([*command, *options, "--run", str(folder / "run")]) == 0
     return folder / "run"
 

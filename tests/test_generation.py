@@ -57,7 +57,7 @@ def run(isomers, tmp_path_factory):
     data.write_text("\n".join(["smiles,alpha,gap", *rows]) + "\n")
     config = QM9Config(
         data=str(data),
-        molecules=QM9Data(validation_fraction=0.15),
+        molecules=QM9Data(test_fraction=0.15),
         model=SmilesModel(
             z0_dim=9, z1_dim=2, feature_dim=2, hidden=(16,), channels=8, encoder_hidden=16,
             decoder_hidden=16, embedding_dim=4,
@@ -83,10 +83,17 @@ def model(run):
 
 
 @pytest.fixture(scope="module")
-def trained_on(run):
+def parts(run):
+    """Strings of the training, the validation and the test part."""
     experiment = QM9.from_file(stib_fast.load(run.folder).experiment.config)
     data = experiment.encoded
-    return experiment.tokenizer.decode(data.ids[data.train_rows])
+    rows = (data.train_rows, data.validation_rows, data.test_rows)
+    return [experiment.tokenizer.decode(data.ids[part]) for part in rows]
+
+
+@pytest.fixture(scope="module")
+def trained_on(parts):
+    return parts[0]
 
 
 class Writer(torch.nn.Module):
@@ -200,22 +207,24 @@ def test_the_same_seed_gives_the_same_molecules(babbling, trained_on):
     assert other.smiles != first.smiles
 
 
-def test_each_filter_drops_what_it_is_for(model, isomers, trained_on):
+def test_each_filter_drops_what_it_is_for(model, isomers, parts):
     """What a decoder wrote is known here, so that a filter that is missing shows."""
-    known = {canonical(string) for string in trained_on}
-    new = [string for string in isomers if canonical(string) not in known]
+    trained_on, validation, test = parts
+    in_file = {canonical(string) for part in parts for string in part}
+    # The model has not seen its test molecules.
+    new = [test[0], *(string for string in isomers if canonical(string) not in in_file)]
     mirrored = next(s for s in new[2:] if "(" not in s and s != s[::-1])
     texts = [
         *new[:2], new[0],  # twice in the same way
         mirrored, mirrored[::-1],  # and from either end
-        trained_on[1], trained_on[1], trained_on[0],  # the last: the reference
+        trained_on[1], trained_on[1], validation[0], trained_on[0],  # the last: the reference
         "CCO", "C(C", "", "C" * model.experiment.max_length,
     ]  # fmt: skip
     model.model.decoder = Writer(written(model.experiment, texts))
     result = model.generate(trained_on[0], n=len(texts))
     assert set(result.smiles) == {new[0], new[1], mirrored}
     assert result.dropped == {
-        "unfinished": 1, "invalid": 2, "other_formula": 1, "repeated": 3, "known": 2,
+        "unfinished": 1, "invalid": 2, "other_formula": 1, "repeated": 3, "known": 3,
     }  # fmt: skip
     # The reference need not be a training molecule to be known.
     assert new[0] not in model.generate(new[0], n=len(texts)).smiles

@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
         "--formula",
         type=str,
         default="auto",
-        help="keep this one, such as C7H10O2; any; auto: that of the training molecules, if one",
+        help="keep this one, such as C7H10O2; any; auto: that of the run's molecules, if one",
     )
     generate.add_argument("--out", type=str, required=True, help="folder to write into; empty")
     commands.add_subcommand("generate", generate)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 
-def split(n: int, validation_fraction: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Part n rows at random into training and validation rows.
+def split(
+    n: int, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Part n rows at random into training, validation and test rows.
 
     Parameters
     ----------
@@ -15,34 +17,43 @@ def split(n: int, validation_fraction: float = 0.05, seed: int = 0) -> tuple[Ten
         Number of rows.
     validation_fraction : float
         Share of the validation rows, in (0, 1); rounded to whole rows, at least one.
+    test_fraction : float
+        Share of the test rows, in [0, 1); rounded to whole rows, at least one unless it is 0.
     seed : int
-        The same seed gives the same parts.
+        The same seed gives the same parts; the validation rows are the same for any test_fraction.
 
     Returns
     -------
-    train_rows, validation_rows : Tensor
+    train_rows, validation_rows, test_rows : Tensor
         int64, ascending, disjoint, together 0 to n - 1.
 
     Raises
     ------
     ValueError
-        The fraction lies outside (0, 1) or leaves one part empty.
+        A fraction lies outside its interval, or both leave no row to train on.
 
     Examples
     --------
-    >>> train_rows, validation_rows = split(100)
-    >>> len(train_rows), len(validation_rows)
-    (95, 5)
+    >>> train_rows, validation_rows, test_rows = split(100)
+    >>> len(train_rows), len(validation_rows), len(test_rows)
+    (90, 5, 5)
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), not {validation_fraction}")
-    held_out = max(1, round(n * validation_fraction))
-    if held_out >= n:
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction must lie in [0, 1), not {test_fraction}")
+    validation = max(1, round(n * validation_fraction))
+    test = max(1, round(n * test_fraction)) if test_fraction else 0
+    train = n - validation - test
+    if train < 1:
         raise ValueError(
-            f"validation_fraction {validation_fraction} of {n} rows leaves none to train on"
+            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} of {n} "
+            "rows leave none to train on"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    # Validation rows first: they stay those of runs that had no test part.
+    validation_rows, test_rows, train_rows = order.split([validation, test, train])
+    return train_rows.sort().values, validation_rows.sort().values, test_rows.sort().values
 
 
 class Standardiser(nn.Module):

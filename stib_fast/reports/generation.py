@@ -19,7 +19,7 @@ DROPPED = {
     "invalid": "no molecule that RDKit reads",
     "other_formula": "of another formula",
     "repeated": "a molecule that was written before",
-    "known": "the reference or a training molecule",
+    "known": "the reference, a training or a validation molecule",
 }
 """Stage of `generation.STAGES` -> what the strings are that it drops."""
 _STYLE = """

@@ -123,12 +123,14 @@ def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> No
 
 
 def _account(run: Run, label: str) -> str:
-    """Tell how many rows of its file a run has used, and why not the others."""
-    report = data_report(run.folder)
-    if report is None:
-        return ""
-    parts = [f"Data ({label}): {report['read']:,} rows read, {report['kept']:,} kept"]
-    parts += [f"{note['count']:,} {note['reason']}" for note in report["left_out"]]
-    if not run.config()["molecules"]["check"]:
-        parts.append("not checked by RDKit")
-    return "; ".join(parts) + ".\n"
+    """Tell how many rows of its file a run has used, why not the others, and what it lacks."""
+    report, settings = data_report(run.folder), run.config()["molecules"]
+    parts = []
+    if report is not None:
+        parts.append(f"{report['read']:,} rows read, {report['kept']:,} kept")
+        parts += [f"{note['count']:,} {note['reason']}" for note in report["left_out"]]
+        if not settings["check"]:
+            parts.append("not checked by RDKit")
+    if not settings.get("test_fraction"):  # as runs from before there was a test part
+        parts.append("no test part: validation molecules in its place")
+    return f"Data ({label}): {'; '.join(parts)}.\n" if parts else ""

@@ -80,8 +80,8 @@ spiral at 2 x₀ + x₁ (measured on 10,000 samples; 0.002 from one set of sampl
 _NO_FIGURE = "–"
 _MOLECULES_LEGEND = (
     "SMILES: share of tokens reconstructed, as far as the paper says; whole: of whole strings.\n"
-    "Held-out molecules, but for the columns on Z0: the whole data set, and above 10,000\n"
-    "molecules at most 5,000 held-out ones.\n"
+    "Test molecules, but for the columns on Z0: the whole data set, and above 10,000\n"
+    "molecules at most 5,000 test molecules.\n"
 )
 _TARGETS_LEGEND = "MAE: in the target's unit; expl.: share of its variance that is predicted.\n"
 _LEGEND = (

@@ -39,9 +39,12 @@ class MoleculeData:
         Let RDKit read every string: those that are no molecule cannot be used, and two ways to
         write a molecule count as one.
     validation_fraction : float
-        Share of the molecules held out.
+        Share of the molecules that are measured along training and settings are chosen by.
+    test_fraction : float
+        Share of the molecules that only the evaluation at the end sees. With 0 there is no test
+        part, and the evaluation is of the validation part.
     split_seed : int
-        Of the choice of those.
+        Of the choice of both.
     max_length : int or None
         Tokens of a string with its end mark; None: as many as the longest has.
     """
@@ -50,6 +53,7 @@ class MoleculeData:
     strict: bool = False
     check: bool = False
     validation_fraction: float = 0.05
+    test_fraction: float = 0.05
     split_seed: int = 0
     max_length: int | None = None
 
@@ -108,13 +112,16 @@ class Part:
 
 
 class TrainingSet:
-    """Molecules in two parts; targets standardised on the training part.
+    """Molecules in three parts, `train_rows`, `validation_rows` and `test_rows`.
+
+    Targets are standardised on the training part. `evaluated_rows` are the test part, or the
+    validation part where there is no test part.
 
     Raises
     ------
     ValueError
-        For too few molecules, or a target that is the same in all of those that are trained on or
-        in all of those on which invariance is measured.
+        For too few molecules, or a target that is the same in all training molecules or in all of
+        those on which invariance is measured.
     """
 
     def __init__(
@@ -123,29 +130,41 @@ class TrainingSet:
         require_rows(molecules, names)
         self.molecules = molecules
         self.ids, self.targets = molecules.ids, molecules.targets
-        self.train_rows, self.held_out_rows = split(
-            len(molecules), data.validation_fraction, data.split_seed
+        self.train_rows, self.validation_rows, self.test_rows = split(
+            len(molecules), data.validation_fraction, data.test_fraction, data.split_seed
         )
+        part = "test" if len(self.test_rows) else "validation"
+        self.evaluated_rows = self.test_rows if len(self.test_rows) else self.validation_rows
         if len(self.train_rows) < batch:
             raise ValueError(
-                f"{molecules.source}: {len(self.train_rows)} molecules to train on are fewer than "
-                f"optimisation.batch {batch}"
+                f"{molecules.source}: {len(self.train_rows)} training molecules are fewer than "
+                f"optimisation.batch {batch}; lower that, molecules.validation_fraction or "
+                "molecules.test_fraction"
             )
-        measured = invariance_rows(self.held_out_rows, len(molecules))
+        measured = invariance_rows(self.evaluated_rows, len(molecules))
         if len(measured) <= NEIGHBOURS:
             raise ValueError(
-                f"{molecules.source}: {len(measured)} held-out molecules are too few to measure "
-                "invariance on; raise molecules.validation_fraction"
+                f"{molecules.source}: {len(measured)} {part} molecules are too few to measure "
+                f"invariance on; raise molecules.{part}_fraction"
             )
-        for rows, where in ((self.train_rows, "train on"), (measured, "measure invariance on")):
-            for name, values in zip(names, self.targets[rows].T, strict=True):
-                if (values == values[0]).all():
-                    raise ValueError(
-                        f"{molecules.source}: target {name!r} is {float(values[0]):g} in all "
-                        f"{len(rows)} molecules to {where}; leave it out"
-                    )
+        self._require_variance(self.train_rows, names, "training molecules; leave it out")
+        # A target that varies in the training part varies in the whole data set, too.
+        self._require_variance(
+            measured,
+            names,
+            f"{part} molecules to measure invariance on; leave it out or raise "
+            f"molecules.{part}_fraction",
+        )
         self.standardiser = Standardiser.fit(self.targets[self.train_rows])
         self.standardised = self.standardiser.transform(self.targets.float())
+
+    def _require_variance(self, rows: Tensor, names: Sequence[str], where: str) -> None:
+        for name, values in zip(names, self.targets[rows].T, strict=True):
+            if (values == values[0]).all():
+                raise ValueError(
+                    f"{self.molecules.source}: target {name!r} is {float(values[0]):g} in all "
+                    f"{len(rows)} {where}"
+                )
 
 
 def encode_table(table: MoleculeTable, vocabulary: Vocabulary, data: MoleculeData) -> MoleculeSet:
@@ -197,11 +216,11 @@ def sample(rows: Tensor, count: int) -> Tensor:
     return rows[order[:count]] if len(rows) > count else rows
 
 
-def invariance_rows(held_out: Tensor, total: int) -> Tensor:
+def invariance_rows(evaluated: Tensor, total: int) -> Tensor:
     """Rows on which MI and probes are measured: few enough for the k-d tree and the probes."""
     if total <= INVARIANCE_WHOLE:
         return torch.arange(total)
-    return sample(held_out, INVARIANCE_SAMPLE)
+    return sample(evaluated, INVARIANCE_SAMPLE)
 
 
 def digest(data: str) -> str:

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 VOCABULARY_FILE = "vocabulary.json"
 CHUNK = 1024  # molecules that are measured at once
-TRAINING_SAMPLE = 600  # training molecules that are measured beside the held-out ones
-FOLLOWED = 2000  # held-out molecules that are measured along training, at most
+TRAINING_SAMPLE = 600  # training molecules that are measured beside the test molecules
+FOLLOWED = 2000  # validation molecules that are measured along training, at most
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
 
     @property
     def encoded(self) -> TrainingSet:
-        """The encoded molecules, in two parts."""
+        """The encoded molecules, in three parts."""
         if self._encoded is None:
             raise ValueError("this experiment was made without its molecules; read them first")
         return self._encoded
@@ -304,19 +304,20 @@ class MoleculeExperiment(ABC, Generic[Config]):
         return self.tokenizer.encode(smiles).ids
 
     def measure(self, model: Autoencoder) -> dict[str, Figure]:
-        """Measure reconstruction and prediction of the held-out molecules, at most 2,000."""
+        """Measure reconstruction and prediction of the validation molecules, at most 2,000."""
         data = self.encoded
-        return self._fit(model, data.molecules, sample(data.held_out_rows, FOLLOWED))
+        return self._fit(model, data.molecules, sample(data.validation_rows, FOLLOWED))
 
     @torch.no_grad()
     def evaluate(self, model: Autoencoder, path: Path | None = None) -> dict[str, Figure]:
         """Measure everything.
 
-        Errors and accuracies on all held-out molecules and, as ``train_…``, on a sample of 600 of
-        the others; MI and probes on the whole data set, and above 10,000 molecules on the held-out
-        ones, at most 5,000 of them: always the same sample.
+        Errors and accuracies on all test molecules and, as ``train_…``, on a sample of 600 training
+        molecules; MI and probes on the whole data set, and above 10,000 molecules on the test
+        molecules, at most 5,000 of them: always the same sample. Validation molecules take the
+        place of test molecules in a run without them (`MoleculeData`).
 
-        With a `path`, another file of molecules takes the place of both parts.
+        With a `path`, another file of molecules takes the place of all parts.
 
         Raises
         ------
@@ -325,17 +326,17 @@ class MoleculeExperiment(ABC, Generic[Config]):
         """
         if path is None:
             data = self.encoded.molecules
-            held_out = self.encoded.held_out_rows
-            fit = self._fit(model, data, held_out)
+            evaluated = self.encoded.evaluated_rows
+            fit = self._fit(model, data, evaluated)
             train = self._fit(model, data, sample(self.encoded.train_rows, TRAINING_SAMPLE))
             fit |= {f"train_{name}": value for name, value in train.items()}
         else:
             data = self.load(replace(self.config, data=str(path)), self.vocabulary)
             data.tell()
             require_rows(data, self.predictions)
-            held_out = torch.arange(len(data))
-            fit = self._fit(model, data, held_out)
-        rows = invariance_rows(held_out, len(data))
+            evaluated = torch.arange(len(data))
+            fit = self._fit(model, data, evaluated)
+        rows = invariance_rows(evaluated, len(data))
         beside = _in_chunks(
             lambda ids: torch.cat(model.invariant_part(ids), dim=1), model.device, rows, data.ids
         )

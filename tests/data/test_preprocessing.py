@@ -7,15 +7,36 @@ from hypothesis import strategies as st
 
 from stib_fast.data.preprocessing import Standardiser, split
 
+FRACTIONS = st.floats(0.01, 0.45)
 
-@given(st.integers(20, 500), st.floats(0.01, 0.9), st.integers(0, 2**31))
-def test_split_parts_all_rows(n: int, fraction: float, seed: int) -> None:
-    train, validation = split(n, fraction, seed)
-    assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(n))
-    assert len(validation) == max(1, round(n * fraction))
-    assert bool((train.diff() > 0).all() and (validation.diff() > 0).all())
-    again = split(n, fraction, seed)
-    assert torch.equal(train, again[0])
+
+@given(st.integers(20, 500), FRACTIONS, FRACTIONS | st.just(0.0), st.integers(0, 2**31))
+def test_split_parts_all_rows(n: int, validation: float, test: float, seed: int) -> None:
+    parts = split(n, validation, test, seed)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(n))
+    assert len(parts[1]) == max(1, round(n * validation))
+    assert len(parts[2]) == (max(1, round(n * test)) if test else 0)
+    assert all(bool((part.diff() > 0).all()) for part in parts)
+    again = split(n, validation, test, seed)
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@given(st.integers(20, 500), FRACTIONS, FRACTIONS, st.integers(0, 2**31))
+def test_test_rows_are_taken_from_the_training_rows(
+    n: int, validation: float, test: float, seed: int
+) -> None:
+    """Settings that were chosen before there was a test part were not chosen on its rows."""
+    train_before, validation_before, none = split(n, validation, 0.0, seed)
+    train, validation_rows, test_rows = split(n, validation, test, seed)
+    assert len(none) == 0
+    assert torch.equal(validation_rows, validation_before)
+    assert torch.equal(torch.cat([train, test_rows]).sort().values, train_before)
+
+
+def test_validation_rows_are_those_of_earlier_versions() -> None:
+    # Computed by the version with two parts: split(100, 0.05, 0)[1] and split(40, 0.1, 3)[1].
+    assert split(100)[1].tolist() == [19, 44, 71, 90, 93]
+    assert split(40, 0.1, seed=3)[1].tolist() == [20, 26, 33, 37]
 
 
 def test_seeds_part_differently_and_leave_the_global_generator_alone() -> None:
@@ -30,6 +51,20 @@ def test_seeds_part_differently_and_leave_the_global_generator_alone() -> None:
 def test_split_refuses_empty_parts(n: int, fraction: float) -> None:
     with pytest.raises(ValueError, match="validation_fraction"):
         split(n, fraction)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (-0.1, r"test_fraction must lie in \[0, 1\)"),
+        (1.0, r"test_fraction must lie in \[0, 1\)"),
+        (float("nan"), r"test_fraction must lie in \[0, 1\)"),
+        (0.95, "validation_fraction 0.05 and test_fraction 0.95 of 100 rows leave none to train"),
+    ],
+)
+def test_split_refuses_a_test_part(fraction: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split(100, 0.05, fraction)
 
 
 def test_standardised_columns() -> None:

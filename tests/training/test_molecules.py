@@ -13,6 +13,7 @@ import torch
 import stib_fast
 from stib_fast.data import CacheSettings, TokenCache, write_token_cache
 from stib_fast.metrics import token_accuracy
+from stib_fast.reports import table_of
 from stib_fast.training import (
     Optimisation,
     Run,
@@ -56,13 +57,13 @@ def table(tmp_path):
     return write_table(tmp_path / "table.csv", rows)
 
 
-def small_config(path, *, steps=4, batch=16, **molecules):
+def small_config(path, *, steps=4, batch=16, evaluations=1, **molecules):
     data = {"smiles": "structure", "targets": ("atoms", "oxygens")} | molecules
     return TableConfig(
         data=str(path),
         molecules=TableData(**data),
         model=SMALL_MODEL,
-        optimisation=Optimisation(steps=steps, batch=batch, evaluations=1),
+        optimisation=Optimisation(steps=steps, batch=batch, evaluations=evaluations),
     )
 
 
@@ -94,9 +95,45 @@ def test_share_of_variance_predicted(table):
         for parameter in model.predictor.parameters():
             parameter.zero_()  # predicts the mean of the training part
         figures = experiment.measure(model)
-    held_out = data.targets[data.held_out_rows]
-    off = (held_out - data.standardiser.mean.double()).square().mean()
-    assert figures["r2_atoms"] == pytest.approx(1 - float(off / held_out.var(correction=0)))
+    followed = data.targets[data.validation_rows]
+    off = (followed - data.standardiser.mean.double()).square().mean()
+    assert figures["r2_atoms"] == pytest.approx(1 - float(off / followed.var(correction=0)))
+
+
+def test_only_the_evaluation_sees_the_test_part(table, tmp_path):
+    """Other strings and targets in it leave the training, and all it is followed by, as it was."""
+    experiment = Table.from_file(small_config(table, evaluations=2))
+    model, run = start(experiment, tmp_path / "a")
+    header, *rows = table.read_text().splitlines()
+    for row in experiment.encoded.test_rows.tolist():
+        structure, atoms, oxygens = rows[row].split(",")
+        rows[row] = f"{structure[::-1]},{1000 * float(atoms)},{-float(oxygens)}"
+    other = Table.from_file(
+        small_config(write_table(tmp_path / "other.csv", rows, header), evaluations=2)
+    )
+    assert not torch.equal(other.encoded.targets, experiment.encoded.targets)
+    assert not torch.equal(other.encoded.ids, experiment.encoded.ids)
+    other_model, other_run = start(other, tmp_path / "b")
+    for (name, a), b in zip(
+        model.state_dict().items(), other_model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name  # the standardiser's figures among them
+    assert run.metrics.read_text() == other_run.metrics.read_text()
+    figures, other_figures = experiment.evaluate(model), other.evaluate(model)
+    assert other_figures["mae_atoms"] > 100 * figures["mae_atoms"]
+    assert all(figures[k] == v for k, v in other_figures.items() if k.startswith("train_"))
+
+
+def test_without_a_test_part_the_evaluation_is_of_the_validation_part(table):
+    experiment = Table.from_file(small_config(table, test_fraction=0.0))
+    model = experiment.model()
+    data = experiment.encoded
+    assert len(data.test_rows) == 0
+    assert torch.equal(data.evaluated_rows, data.validation_rows)
+    evaluated = experiment.evaluate(model)
+    with torch.no_grad():
+        along = experiment.measure(model)
+    assert along == {name: evaluated[name] for name in along}
 
 
 @pytest.mark.parametrize(("batch", "features"), [(2, 1), (16, 2), (64, 4), (100, 5)])
@@ -133,8 +170,9 @@ def test_the_rows_of_a_run_are_accounted_for(table, tmp_path, capsys):
     [
         (chains(120), {"targets": ()}, "name the columns to predict"),
         (chains(20), {}, "20 usable rows are too few: at least 21 are needed for 1 targets"),
-        (chains(22), {}, "21 molecules to train on are fewer than optimisation.batch 32"),
-        ([f"{s},7" for s in chains(120)], {}, "target 'y' is 7 in all 114 molecules to train on"),
+        (chains(22), {}, "20 training molecules are fewer than optimisation.batch 32; lower that"),
+        ([f"{s},7" for s in chains(120)], {}, "'y' is 7 in all 108 training molecules; leave it"),
+        (chains(30), {"test_fraction": 0.96}, "test_fraction 0.96 of 30 rows leave none to train"),
         ([f"{s},one" for s in chains(30)], {}, "column 'y' holds no number in 30 rows"),
         (chains(120), {"targets": ("z",)}, r"column 'z' is missing; there are \['s', 'y'\]"),
         (chains(120), {"max_length": 5, "strict": True}, "needs 6 positions"),
@@ -160,19 +198,21 @@ def test_more_targets_than_rows(tmp_path):
         Table.from_file(small_config(path, targets=tuple(header.split(",")[1:])))
 
 
-def test_too_few_molecules_to_measure_invariance_on(table, monkeypatch):
+@pytest.mark.parametrize(("test_fraction", "part"), [(0.05, "test"), (0.0, "validation")])
+def test_too_few_molecules_to_measure_invariance_on(table, monkeypatch, test_fraction, part):
     monkeypatch.setattr("stib_fast.training.molecule_data.INVARIANCE_WHOLE", 100)
-    with pytest.raises(ValueError, match=r"6 held-out .* raise molecules.validation_fraction"):
-        Table.from_file(small_config(table))
+    with pytest.raises(ValueError, match=rf" 6 {part} .*; raise molecules\.{part}_fraction"):
+        Table.from_file(small_config(table, test_fraction=test_fraction))
 
 
 def test_a_target_without_variance_where_invariance_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("stib_fast.training.molecule_data.INVARIANCE_WHOLE", 100)
     rare = [f"{s},{int(i == 0)}" for i, s in enumerate(chains(120))]
     path = write_table(tmp_path / "t.csv", rare, "s,y")
-    with pytest.raises(ValueError, match="'y' is 0 in all 24 molecules to measure invariance on"):
+    message = r"'y' is 0 in all 24 test molecules .* raise molecules\.test_fraction"
+    with pytest.raises(ValueError, match=message):
         Table.from_file(
-            small_config(path, smiles="s", targets=("y",), validation_fraction=0.2, split_seed=1)
+            small_config(path, smiles="s", targets=("y",), test_fraction=0.2, split_seed=1)
         )
 
 
@@ -221,13 +261,13 @@ def test_evaluates_other_files_without_what_it_cannot_read(table, tmp_path, caps
 
 
 def test_large_sets_are_measured_on_a_fixed_sample():
-    held_out = torch.arange(0, 60_000, 5)
-    assert torch.equal(invariance_rows(held_out[:500], 10_000), torch.arange(10_000))
-    sample = invariance_rows(held_out, 60_000)
+    test_rows = torch.arange(0, 60_000, 5)
+    assert torch.equal(invariance_rows(test_rows[:500], 10_000), torch.arange(10_000))
+    sample = invariance_rows(test_rows, 60_000)
     assert len(sample) == len(sample.unique()) == 5000
-    assert set(sample.tolist()) <= set(held_out.tolist())
-    assert torch.equal(sample, invariance_rows(held_out, 60_000))
-    assert torch.equal(invariance_rows(held_out[:600], 10_001), held_out[:600])
+    assert set(sample.tolist()) <= set(test_rows.tolist())
+    assert torch.equal(sample, invariance_rows(test_rows, 60_000))
+    assert torch.equal(invariance_rows(test_rows[:600], 10_001), test_rows[:600])
 
 
 # ---- token caches --------------------------------------------------------------------------------
@@ -350,10 +390,16 @@ def test_an_old_run_evaluates_as_it_did(old_run):
     trained = load(old_run.folder, with_data=True)
     figures = trained.experiment.evaluate(trained.model)
     old = old_run.read_evaluation()
+    assert len(trained.experiment.encoded.test_rows) == 0
     assert set(old) <= set(figures)
     for name, value in old.items():
         # Other kernels round otherwise: a few units of float32's last place, more in MI and probes.
         assert figures[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
+def test_the_table_tells_that_an_old_run_has_no_test_part(old_run):
+    last = table_of([old_run]).splitlines()[-1]
+    assert last == "Data (old): no test part: validation molecules in its place."
 
 
 def test_an_old_run_resumes(old_run):
@@ -392,12 +438,12 @@ def test_real_zinc(data_dir, tmp_path):
     with torch.no_grad():
         figures = experiment.measure(model)
     data = experiment.encoded
-    held_out = data.ids[data.held_out_rows]
-    likeliest = data.ids[data.train_rows].mode(0).values.expand_as(held_out)
-    blind = token_accuracy(likeliest, held_out, experiment.vocabulary.pad_id)
+    followed = data.ids[data.validation_rows]
+    likeliest = data.ids[data.train_rows].mode(0).values.expand_as(followed)
+    blind = token_accuracy(likeliest, followed, experiment.vocabulary.pad_id)
     assert figures["token_accuracy"] > blind
     # In QED's own units, and hardly worse than the mean.
-    qed = data.targets[data.held_out_rows]
+    qed = data.targets[data.validation_rows]
     assert figures["mae_qed"] < 1.2 * float((qed - qed.mean()).abs().mean())
     strings = [line.split(",")[0] for line in lines[1:4]]
     assert stib_fast.load(run.folder).predict(strings).shape == (3, 1)

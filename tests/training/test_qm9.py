@@ -77,8 +77,9 @@ def test_targets_are_standardised_on_the_training_part_alone(molecules):
     data = experiment.encoded
     train_targets = data.targets[data.train_rows]
     torch.testing.assert_close(data.standardiser.mean.double(), train_targets.mean(0))
-    assert set(data.train_rows.tolist()).isdisjoint(data.held_out_rows.tolist())
-    assert len(data.held_out_rows) == round(0.05 * len(data.ids))
+    parts = [data.train_rows, data.validation_rows, data.test_rows]
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(data.ids)))
+    assert len(data.validation_rows) == len(data.test_rows) == round(0.05 * len(data.ids))
 
 
 def test_a_run_without_its_data_says_so(molecules):
@@ -137,11 +138,11 @@ def test_learns_on_real_molecules(data_dir, tmp_path):
     with torch.no_grad():
         figures = experiment.measure(model)
     data = experiment.encoded
-    held_out = data.ids[data.held_out_rows]
-    likeliest = data.ids[data.train_rows].mode(0).values.expand_as(held_out)
-    blind = token_accuracy(likeliest, held_out, experiment.vocabulary.pad_id)
+    followed = data.ids[data.validation_rows]
+    likeliest = data.ids[data.train_rows].mode(0).values.expand_as(followed)
+    blind = token_accuracy(likeliest, followed, experiment.vocabulary.pad_id)
     assert figures["token_accuracy"] > blind + 0.1
-    targets = data.targets[data.held_out_rows]
+    targets = data.targets[data.validation_rows]
     mean = data.standardiser.mean.double().expand_as(targets)
     assert figures["mae_gap_ev"] < 0.8 * mae(mean[:, :1], targets[:, :1])
     assert figures["mae_polarisability"] < 0.8 * mae(mean[:, 1:], targets[:, 1:])
