@@ -15,6 +15,7 @@ import yaml
 
 from stib_fast.cli import main
 from stib_fast.data import sample
+from stib_fast.training import Artificial, Run, experiment_of, selected_model
 
 SMALL = ["--optimisation.steps", "20", "--optimisation.batch", "32", "--model.hidden", "[16]"]
 SMALL += ["--optimisation.evaluations", "1"]
@@ -37,6 +38,7 @@ def test_train_leaves_a_complete_run_folder(run):
         "config.yaml", "run.json", "metrics.csv", "checkpoint.pt", "evaluation.json",
         "table.md", "training.png", "latent.png", "tensorboard",
     } <= names  # fmt: skip
+    assert "selected.json" not in names
     assert set(json.loads((run / "evaluation.json").read_text())) == EVALUATION_KEYS
     assert yaml.safe_load((run / "config.yaml").read_text())["optimisation"]["steps"] == 20
 
@@ -297,6 +299,33 @@ def test_the_papers_settings(capsys):
     assert settings["optimisation"]["batch"] == 60
     assert settings["model"]["feature_dim"] == 2
     assert settings["model"]["activation"] == "softplus"
+    assert settings["select_by_validation"] is True
+    assert settings["optimisation"]["evaluations"] == 500  # every 300 steps
+
+
+def test_a_selected_model_has_a_row_beside_the_last(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("stib_fast.training.artificial.EVALUATION_POINTS", 400)
+    # As if the model of step 10 were the better one.
+    measured = iter([0.5, 0.6])
+    monkeypatch.setattr(
+        Artificial, "measure", lambda self, model: dict.fromkeys(self.figures, next(measured))
+    )
+    folder = tmp_path / "run"
+    command = ["train", "artificial", "--run", str(folder), *SMALL, "--optimisation.evaluations"]
+    assert main([*command, "2", "--select_by_validation", "true"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    last = json.loads((folder / "evaluation.json").read_text())
+    chosen = json.loads((folder / "selected.json").read_text())
+    assert chosen.pop("step") == 10
+    assert set(chosen) == set(last) == EVALUATION_KEYS
+    assert chosen["mae_x"] != last["mae_x"]
+    assert f"| ours: STIB (run), step 10 | {chosen['mae_x']:.3f} |" in shown
+    assert f"| ours: STIB (run), last step | {last['mae_x']:.3f} |" in shown
+    assert "Step …: selected by validation" in shown
+    run = Run(folder)
+    step, model = selected_model(run, experiment_of(run, with_data=False))
+    assert step == 10
+    assert experiment_of(run, with_data=False).evaluate(model) == chosen
 
 
 @pytest.mark.parametrize(
@@ -307,6 +336,7 @@ def test_the_papers_settings(capsys):
         (["bogus"], "invalid choice: 'bogus'"),
         (["train", "artificial", "--optimisation.steps", "0"], "steps must be at least 1; got 0"),
         (["train", "artificial", "--optimisation.stps", "3"], "stps"),
+        (["train", "qm9", "--data", "a.csv", "--select_by_validation", "true"], "select_by_valid"),
         (["train", "qm9", "--data", "missing.csv"], "missing.csv"),
         (["train", "artificial", "--config", "missing.yaml"], "missing.yaml"),
     ],

@@ -33,6 +33,7 @@ from stib_fast.training import (
     job,
     joined_processes,
     may_restart,
+    selected_model,
     train,
 )
 
@@ -167,7 +168,8 @@ def _experiment(
     name: str, chosen: jsonargparse.Namespace, optimisation: Optimisation, execution: Execution
 ) -> Artificial | MoleculeExperiment:
     if name == Artificial.name:
-        return Artificial(ArtificialConfig(chosen.model, optimisation, execution))
+        select = chosen.select_by_validation
+        return Artificial(ArtificialConfig(chosen.model, optimisation, execution, select))
     kind = MOLECULE_EXPERIMENTS[name]
     molecules = chosen.molecules
     if issubclass(kind, Table):
@@ -216,6 +218,9 @@ def _train_and_report(
         raise Interrupted(f"{stop}; continue with `stib resume {run.folder}`") from stop
     if not processes.is_first:
         return
+    selected = selected_model(run, experiment)
+    if selected is not None:
+        run.write_selected(selected[0], experiment.evaluate(selected[1]))
     run.write_evaluation(experiment.evaluate(model))
     written = write_report(run, Trained(model, experiment))
     print(table_of([run]))

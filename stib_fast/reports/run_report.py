@@ -27,6 +27,11 @@ from stib_fast.training import (
     evaluation_points,
 )
 
+_SELECTED = (
+    "Step …: selected by validation, as the last measurement at which neither MAE was above that\n"
+    "of the model selected before (the paper's code selects so on its test points).\n"
+)
+
 
 def write_report(run: Run, trained: Trained) -> list[Path]:
     """Write ``table.md`` and the figures of a run into its folder; returns what was written."""
@@ -84,8 +89,12 @@ def table_of(runs: Sequence[Run]) -> str:
     ]
     results = {}
     for run, label in zip(runs, labels, strict=True):
-        figures = run.read_evaluation()
-        results[f"{_model_of(run)} ({label})"] = figures
+        figures, selected = run.read_evaluation(), run.read_selected()
+        name = f"{_model_of(run)} ({label})"
+        if selected is not None:
+            results[f"{name}, step {selected['step']:,}"] = selected
+            name += ", last step"
+        results[name] = figures
         train = {
             key.removeprefix("train_"): value
             for key, value in figures.items()
@@ -95,7 +104,8 @@ def table_of(runs: Sequence[Run]) -> str:
             results[f"on training part ({label})"] = train
     (experiment,) = experiments
     if experiment == Artificial.name:
-        return artificial_table(results)
+        table = artificial_table(results)
+        return table if all(run.read_selected() is None for run in runs) else table + _SELECTED
     if experiment == QM9.name:
         table = qm9_table(results)
     else:

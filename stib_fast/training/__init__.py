@@ -29,7 +29,13 @@ from stib_fast.training.processes import (
 from stib_fast.training.qm9 import QM9, QM9Config, QM9Data
 from stib_fast.training.run import Run
 from stib_fast.training.table import Table, TableConfig, TableData
-from stib_fast.training.trained import MOLECULE_EXPERIMENTS, Trained, experiment_of, load
+from stib_fast.training.trained import (
+    MOLECULE_EXPERIMENTS,
+    Trained,
+    experiment_of,
+    load,
+    selected_model,
+)
 from stib_fast.training.zinc import Zinc, ZincConfig
 
 __all__ = [
@@ -68,6 +74,7 @@ __all__ = [
     "may_restart",
     "predictive_objective",
     "read_arrays",
+    "selected_model",
     "stib_objective",
     "train",
 ]

@@ -20,9 +20,11 @@ from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
 
-# Fresh points for every evaluation, the same for every run. torch's CPU generator keeps 32 bits of
-# a seed: these, the training streams' and the weights' (small ones) are kept apart within them.
+# Fresh points for every evaluation, the same for every run, and others to follow training by.
+# torch's CPU generator keeps 32 bits of a seed: these, the training streams' and the weights'
+# (small ones) are kept apart within them.
 EVALUATION_SEED = 2_020_000_000
+VALIDATION_SEED = 2_021_000_000
 EVALUATION_POINTS = 10_000
 
 
@@ -45,11 +47,20 @@ class VectorModel:
 
 @dataclass(frozen=True)
 class ArtificialConfig:
-    """Configuration of the artificial experiment."""
+    """Configuration of the artificial experiment.
+
+    Parameters
+    ----------
+    select_by_validation : bool
+        Keep, beside the model of the last step, that of the last measurement along training at
+        which neither MAE was above that of the model kept before: the authors' rule, though on
+        validation points. It is evaluated, too.
+    """
 
     model: VectorModel = field(default_factory=VectorModel)
     optimisation: Optimisation = field(default_factory=Optimisation)
     execution: Execution = field(default_factory=Execution)
+    select_by_validation: bool = False
 
 
 class Artificial:
@@ -65,6 +76,11 @@ class Artificial:
 
     def __init__(self, config: ArtificialConfig) -> None:
         self.config = config
+
+    @property
+    def selected_by(self) -> tuple[str, ...]:
+        """Names of the figures by which a model is selected beside the last."""
+        return ("mae_x", "mae_y") if self.config.select_by_validation else ()
 
     @property
     def optimisation(self) -> Optimisation:
@@ -105,8 +121,11 @@ class Artificial:
         """Write nothing: the configuration says it all."""
 
     def measure(self, model: Autoencoder) -> dict[str, Figure]:
-        """Measure the figures that are followed along training, wherever the model is."""
-        data = evaluation_points()
+        """Measure the figures that are followed along training, wherever the model is.
+
+        On points that `evaluate` does not see: settings and steps may be chosen by these figures.
+        """
+        data = validation_points()
         mean, log_sigma = model.invariant_part(data.x.to(model.device))
         drawn = posterior_draw(mean, log_sigma)
         return {
@@ -139,8 +158,17 @@ def _errors(model: Autoencoder, data: Spiral) -> dict[str, Figure]:
 
 
 def evaluation_points() -> Spiral:
-    """Draw the 10,000 fresh points on which every run is measured."""
-    return sample(EVALUATION_POINTS, generator=torch.Generator().manual_seed(EVALUATION_SEED))
+    """Draw the 10,000 fresh points on which every trained model is measured."""
+    return _points(EVALUATION_SEED)
+
+
+def validation_points() -> Spiral:
+    """Draw the 10,000 fresh points on which every run is measured along training."""
+    return _points(VALIDATION_SEED)
+
+
+def _points(seed: int) -> Spiral:
+    return sample(EVALUATION_POINTS, generator=torch.Generator().manual_seed(seed))
 
 
 def read_points(path: Path) -> Spiral:

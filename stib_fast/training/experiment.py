@@ -38,6 +38,11 @@ class Experiment(Protocol):
         ...
 
     @property
+    def selected_by(self) -> tuple[str, ...]:
+        """Names of the figures by which a model is selected beside the last (`Selection`)."""
+        ...
+
+    @property
     def optimisation(self) -> Optimisation:
         """Settings of the optimisation."""
         ...

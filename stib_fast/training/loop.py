@@ -23,6 +23,7 @@ from stib_fast.training.objective import OBJECTIVES, Terms
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import ALONE, Processes
 from stib_fast.training.run import Figure, MetricsFile, Run
+from stib_fast.training.selection import Selection
 from stib_fast.training.step import TrainingStep
 
 CHECKPOINT_SECONDS = 30.0
@@ -76,6 +77,7 @@ def train(
     model = experiment.model().to(device)
     stream = experiment.stream(device, processes.share(settings.batch))
     take_step = TrainingStep(model, settings, execution, processes)
+    selection = Selection(experiment.selected_by)
     first = 0
     if state is not None:
         model.load_state_dict(state["model"])
@@ -84,6 +86,7 @@ def train(
         torch.set_rng_state(state["rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], device)
+        selection = Selection(experiment.selected_by, state.get("selected"))
         first = state["step"]
 
     def checkpoint(step: int) -> None:
@@ -100,6 +103,8 @@ def train(
         }
         if device.type == "cuda":
             content["cuda_rng"] = torch.cuda.get_rng_state(device)
+        if selection.kept is not None:
+            content["selected"] = selection.kept
         save_checkpoint(run.checkpoint, content)
 
     log_every = max(1, settings.steps // 100)
@@ -125,7 +130,9 @@ def train(
                 values = _values(terms, settings, step, processes)
                 if processes.is_first:
                     if step in evaluation_steps:
-                        values |= _measured(experiment, model)
+                        measured = _measured(experiment, model)
+                        selection.offer(step, measured, model)
+                        values |= measured
                     writer.write(step, values)
                 shown = {k: f"{v:.3g}" for k, v in values.items() if k in ("x", "y", "mi")}
                 bar.set_postfix(shown)

@@ -125,6 +125,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
 
     name: ClassVar[str]
     config_type: ClassVar[type[MoleculeConfig]]
+    selected_by: ClassVar[tuple[str, ...]] = ()  # the model of the last step is the only one
 
     def __init__(
         self,

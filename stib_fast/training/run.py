@@ -45,8 +45,10 @@ class Run:
     """A folder that holds all there is to know of a training run.
 
     ``config.yaml``, ``run.json`` (the experiment and the versions of everything), ``metrics.csv``,
-    ``checkpoint.pt``, ``evaluation.json``, ``resources.json`` (time and memory of the last session
-    of training), ``tensorboard/`` and whatever the experiment adds.
+    ``checkpoint.pt`` (with the model that was selected, if any), ``evaluation.json`` (the model of
+    the last step), ``selected.json`` (the model that was selected, and its step),
+    ``resources.json`` (time and memory of the last session of training), ``tensorboard/`` and
+    whatever the experiment adds.
 
     Parameters
     ----------
@@ -58,6 +60,7 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.pt"
         self.metrics = self.folder / "metrics.csv"
         self.evaluation = self.folder / "evaluation.json"
+        self.selected = self.folder / "selected.json"
         self.resources = self.folder / "resources.json"
         self.tensorboard = self.folder / "tensorboard"
         self._config = self.folder / "config.yaml"
@@ -130,6 +133,14 @@ class Run:
     def write_evaluation(self, figures: Mapping[str, Figure]) -> None:
         """Keep the figures of the trained model."""
         write_text(self.evaluation, json.dumps(figures, indent=2) + "\n")
+
+    def write_selected(self, step: int, figures: Mapping[str, Figure]) -> None:
+        """Keep the figures of the model that was selected, and the step that it is of."""
+        write_text(self.selected, json.dumps({"step": step, **figures}, indent=2) + "\n")
+
+    def read_selected(self) -> dict[str, Figure] | None:
+        """Read what `write_selected` wrote; None for a run that selects no model."""
+        return json.loads(self.selected.read_text()) if self.selected.is_file() else None
 
     def write_resources(self, resources: Mapping[str, float]) -> None:
         """Keep what the training took."""

@@ -135,3 +135,21 @@ def load(folder: str | Path, *, with_data: bool = False) -> Trained:
     except RuntimeError as error:
         raise ValueError(f"{run.checkpoint} does not fit {run.folder}/config.yaml") from error
     return Trained(model, experiment)
+
+
+def selected_model(
+    run: Run, experiment: Artificial | MoleculeExperiment
+) -> tuple[int, Autoencoder] | None:
+    """Load the model that a run has selected, and the step that it is of; None without one.
+
+    Raises
+    ------
+    ValueError
+        If the run has no checkpoint, or a damaged one.
+    """
+    kept = load_checkpoint(run.checkpoint).get("selected")
+    if kept is None:
+        return None
+    model = experiment.model()
+    model.load_state_dict(kept["model"])
+    return kept["step"], model.eval()

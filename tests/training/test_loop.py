@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import stib_fast
+from stib_fast.data import sample
 from stib_fast.training import (
     Artificial,
     ArtificialConfig,
@@ -15,9 +16,11 @@ from stib_fast.training import (
     Optimisation,
     Run,
     VectorModel,
+    evaluation_points,
     train,
 )
 from stib_fast.training import loop as loop_module
+from stib_fast.training.artificial import EVALUATION_SEED, VALIDATION_SEED
 from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = ArtificialConfig(
@@ -221,7 +224,27 @@ def test_a_short_training_learns(tmp_path):
     assert figures["mi_bits"] < 0.5
 
 
-def test_the_figures_along_training_are_those_of_the_evaluation(tmp_path):
+def test_training_is_followed_by_other_points_than_those_of_the_evaluation(monkeypatch):
+    draws = []
+
+    def draw(n, *, generator):
+        draws.append(generator.initial_seed())
+        return sample(400, generator=generator)
+
+    monkeypatch.setattr("stib_fast.training.artificial.sample", draw)
+    experiment = Artificial(SMALL)
+    model = experiment.model().eval()
+    with torch.no_grad():
+        experiment.measure(model)
+        experiment.measure(model)
+    experiment.evaluate(model)
+    assert draws == [VALIDATION_SEED, VALIDATION_SEED, EVALUATION_SEED]
+    points = [sample(400, generator=torch.Generator().manual_seed(seed)).x for seed in draws[1:]]
+    assert torch.cat(points).unique(dim=0).shape == (800, 2)
+
+
+def test_the_figures_along_training_are_those_of_the_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr("stib_fast.training.artificial.validation_points", evaluation_points)
     experiment = Artificial(SMALL)
     model = train(Quick(SMALL), new_run(tmp_path / "run"))
     with torch.no_grad():
