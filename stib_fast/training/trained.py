@@ -102,7 +102,8 @@ def experiment_of(run: Run, *, with_data: bool) -> Artificial | MoleculeExperime
         raise ValueError(f"{run.folder}: unknown experiment {name!r}")
     kind = MOLECULE_EXPERIMENTS[name]
     # Runs from before there was a test part trained on all but the validation part.
-    content["molecules"] = {"test_fraction": 0.0} | content["molecules"]
+    if isinstance(content.get("molecules"), dict):
+        content["molecules"].setdefault("test_fraction", 0.0)
     config = config_from(kind.config_type, content)
     return kind.from_run(config, run.folder, with_data=with_data)
 
