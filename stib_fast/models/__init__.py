@@ -6,7 +6,7 @@ from stib_fast.models.blocks import ScaledMLP, VectorDecoder, kl_per_dimension
 from stib_fast.models.conditional import CVAE, CVIB
 from stib_fast.models.kinds import TITLES, Kind, assembled, vector_model, vector_stib
 from stib_fast.models.smiles import SmilesDecoder, SmilesEncoder
-from stib_fast.models.stib import STIB, VAE, STIBWithoutAdversary
+from stib_fast.models.stib import STIB, VAE, CriticReads, STIBWithoutAdversary
 
 __all__ = [
     "CVAE",
@@ -15,6 +15,7 @@ __all__ = [
     "TITLES",
     "VAE",
     "Autoencoder",
+    "CriticReads",
     "Decoder",
     "Kind",
     "Latent",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor, nn
 
 from stib_fast.data import Standardiser
 from stib_fast.models.autoencoder import Autoencoder, Posterior
 from stib_fast.nn import InvarianceCritic
+
+CriticReads: TypeAlias = Literal["draws", "means"]
 
 
 class STIBWithoutAdversary(Autoencoder):
@@ -72,6 +76,9 @@ class STIB(STIBWithoutAdversary):
         Of Z0 and y.
     z0_dim, z1_dim, targets
         See `Autoencoder`.
+    critic_reads : {"draws", "means"}
+        What the critic reads of q(z0|x): draws, as in the paper, or the means. Draws of means that
+        are independent of Y are so, too; but in draws noise hides what the means still tell.
 
     Examples
     --------
@@ -91,9 +98,15 @@ class STIB(STIBWithoutAdversary):
         z0_dim: int,
         z1_dim: int,
         targets: Standardiser | None = None,
+        critic_reads: CriticReads = "draws",
     ) -> None:
         super().__init__(encoder, decoder, predictor, z0_dim, z1_dim, targets)
         self.critic = critic
+        self.critic_reads = critic_reads
+
+    def critic_input(self, posterior: Posterior, z: Tensor) -> Tensor:
+        """Return Z0 [B, z0_dim] as the critic reads it, of q(z|x) and draws z [B, d] from it."""
+        return self.split(posterior.mean if self.critic_reads == "means" else z).z0
 
 
 class VAE(STIBWithoutAdversary):

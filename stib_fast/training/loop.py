@@ -124,7 +124,8 @@ def train(
             )
         began = saved = time.perf_counter()
         for step in range(first + 1, settings.steps + 1):
-            terms = take_step(next(stream), step - 1)
+            critic_batches = [next(stream) for _ in range(take_step.critic_batches)]
+            terms = take_step(next(stream), step - 1, critic_batches)
             bar.update()
             if step % log_every == 0 or step in evaluation_steps:
                 values = _values(terms, settings, step, processes)

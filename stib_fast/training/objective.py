@@ -93,6 +93,7 @@ def stib_objective(
     lam: float | Tensor,
     invariance_weight: float,
     *,
+    target_weight: float = 1.0,
     noise: Tensor | None = None,
     group: ProcessGroup | None = None,
     whole: Moments | None = None,
@@ -101,7 +102,7 @@ def stib_objective(
 
     Encoder, decoder and predictor descend Eq. (6) of Wieser et al. 2020,
 
-    .. math:: L_1 = I(X; Z) + \lambda\,(\|\hat x - x\|^2 + \|\hat y - y\|^2 + c\, I(Z_0; Y)),
+    .. math:: L_1 = I(X; Z) + \lambda\,(\|\hat x - x\|^2 + w\,\|\hat y - y\|^2 + c\, I(Z_0; Y)),
 
     with the KL divergence from N(0, 1) for I(X; Z) and the decoder's and predictor's losses for the
     negative mutual informations. The critic and the bijection descend Eq. (7) with the bijection's
@@ -120,6 +121,8 @@ def stib_objective(
         λ; as a tensor, 0-dim float64 on the model's device.
     invariance_weight : float
         c.
+    target_weight : float
+        w; the paper's is 1.
     noise : Tensor, optional
         The latent noise of these rows, as ``model.noise(B)`` draws it; new if None.
     group : torch.distributed.ProcessGroup, optional
@@ -135,18 +138,18 @@ def stib_objective(
     StibTerms
     """
     z, posterior = _latent(model, x, noise)
-    z0, z1 = model.split(z)
     kl, x_loss, y_loss, share = _shares(
         whole,
         _kl(posterior),
         model.reconstruction_loss(z, x).mean(),
-        _squared_error(model, z1, y),
+        _squared_error(model, model.split(z).z1, y),
         rows=len(y),
     )
     lam = torch.as_tensor(lam, dtype=torch.float64)
     weight = (lam * invariance_weight).to(z.dtype)
+    z0 = model.critic_input(posterior, z)
     adversary, mi, cycle = model.critic.losses(z0, y, weight=weight, group=group, whole=whole)
-    loss = kl + lam.to(z.dtype) * (x_loss + y_loss) + adversary
+    loss = kl + lam.to(z.dtype) * (x_loss + target_weight * y_loss) + adversary
     if whole is not None:  # the critic's loss holds I of the whole
         mi, loss = share * mi, loss + (1 - share) * mi
     return StibTerms(loss, kl.detach(), x_loss.detach(), y_loss.detach(), mi, cycle)
@@ -159,13 +162,14 @@ def predictive_objective(
     lam: float | Tensor,
     invariance_weight: float,
     *,
+    target_weight: float = 1.0,
     noise: Tensor | None = None,
     group: ProcessGroup | None = None,
     whole: RowCount | None = None,
 ) -> PredictiveTerms:
     r"""STIB without adversary, and the VAE: Eq. (5) of Wieser et al. 2020.
 
-    .. math:: I(X; Z) + \lambda\,(\|\hat x - x\|^2 + \|\hat y - y\|^2),
+    .. math:: I(X; Z) + \lambda\,(\|\hat x - x\|^2 + w\,\|\hat y - y\|^2),
 
     with the KL divergence from N(0, 1) for I(X; Z); what is left of Eq. (6) without I(Z₀; Y). ŷ is
     predicted from Z1, which of a VAE is all of Z. λ multiplies both errors, as in the authors'
@@ -182,7 +186,7 @@ def predictive_objective(
         _squared_error(model, model.split(z).z1, y),
         rows=len(y),
     )
-    loss = kl + _as(lam, z) * (x_loss + y_loss)
+    loss = kl + _as(lam, z) * (x_loss + target_weight * y_loss)
     return PredictiveTerms(loss, kl.detach(), x_loss.detach(), y_loss.detach())
 
 
@@ -193,6 +197,7 @@ def cvae_objective(
     lam: float | Tensor,
     invariance_weight: float,
     *,
+    target_weight: float = 1.0,
     noise: Tensor | None = None,
     group: ProcessGroup | None = None,
     whole: RowCount | None = None,
@@ -205,7 +210,7 @@ def cvae_objective(
     the condition y from a prior p(z|y) and a recognition q(z|x, y); here, as in the code of Wieser
     et al. 2020, the prior is N(0, 1) and q reads x alone.
 
-    Parameters and results are as of `stib_objective`; `invariance_weight` plays no part.
+    Parameters and results are as of `stib_objective`; the weights of its other terms play no part.
     """
     z, posterior = _latent(model, x, noise)
     kl, x_loss, _ = _shares(
@@ -221,6 +226,7 @@ def cvib_objective(
     lam: float | Tensor,
     invariance_weight: float,
     *,
+    target_weight: float = 1.0,
     noise: Tensor | None = None,
     group: ProcessGroup | None = None,
     whole: PairSums | None = None,
@@ -253,8 +259,14 @@ def cvib_objective(
 @torch.no_grad()
 def critic_moments(model: STIB, x: Tensor, y: Tensor, noise: Tensor) -> Moments:
     """Moments of what `stib_objective` takes the mutual information of, in these rows."""
-    z, _ = _latent(model, x, noise)
-    return model.critic.moments(model.split(z).z0, y)
+    return model.critic.moments(critic_input(model, x, noise), y)
+
+
+@torch.no_grad()
+def critic_input(model: STIB, x: Tensor, noise: Tensor) -> Tensor:
+    """Z0 [B, n0] of these rows, as the critic reads it."""
+    z, posterior = _latent(model, x, noise)
+    return model.critic_input(posterior, z)
 
 
 def row_count(model: Autoencoder, x: Tensor, y: Tensor, noise: Tensor) -> RowCount:

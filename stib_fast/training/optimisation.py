@@ -24,9 +24,15 @@ class Optimisation:
         Steps in which the learning rate rises from 0.
     gradient_clip : float or None
         Largest norm of the gradient of L1 / λ with respect to the model (not the adversary).
+    target_weight : float
+        Weight of ‖ŷ − y‖² beside the reconstruction loss of x, inside λ(…); the authors' VAE and
+        STIB without adversary have 3. Models that do not predict Y have no such term.
     invariance_weight : float
         Weight of I(Z0; Y) in nats beside the reconstruction losses, inside λ(…); of a CVIB that of
         its bound on I(Z; Y). Other models have no such term.
+    critic_steps : int
+        Steps of STIB's critic for each step of the model: all but the last are its own, on batches
+        of their own. With one step it sees little of what the encoder does next.
     lambda_start : float
         λ of Eq. (6) at the first step.
     lambda_growth : float
@@ -52,7 +58,9 @@ class Optimisation:
     learning_rate_end: float = 0.0
     warmup: int = 0
     gradient_clip: float | None = None
+    target_weight: float = 1.0
     invariance_weight: float = 2.0
+    critic_steps: int = 1
     lambda_start: float = 1.0
     lambda_growth: float = 1.00385
     lambda_every: int = 1
@@ -61,7 +69,7 @@ class Optimisation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lambda_every", "evaluations"):
+        for name in ("steps", "batch", "critic_steps", "lambda_every", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("learning_rate", "lambda_start", "lambda_growth", "lambda_max"):
@@ -69,7 +77,7 @@ class Optimisation:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip must be positive or None; got {self.gradient_clip}")
-        for name in ("learning_rate_end", "warmup", "invariance_weight", "seed"):
+        for name in ("learning_rate_end", "warmup", "target_weight", "invariance_weight", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stib_fast.models import Autoencoder
+from stib_fast.models import STIB, Autoencoder
 from stib_fast.training.execution import Execution
-from stib_fast.training.objective import OBJECTIVES, Terms
+from stib_fast.training.objective import OBJECTIVES, Terms, critic_input
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import ALONE, Processes
 
@@ -73,22 +73,34 @@ class TrainingStep:
         objective, _, self._of_whole = OBJECTIVES[type(model)]
         if execution.compile:
             objective = torch.compile(objective)
-        self._objective: nn.Module = _Objective(model, objective, settings.invariance_weight)
+        self._objective: nn.Module = _Objective(model, objective, settings)
         if processes.size > 1:
             self._objective = DistributedDataParallel(self._objective)
-        self._step: Callable[[Tensor, Tensor], Terms] = self._take
+        self._step: Callable[..., Terms] = self._take
         if execution.cuda_graph:
             self._step = Replayed(self._take)
 
-    def __call__(self, batch: tuple[Tensor, ...], step: int) -> Terms:
+    @property
+    def critic_batches(self) -> int:
+        """Batches that a step needs for the critic alone."""
+        return self._settings.critic_steps - 1 if isinstance(self._model, STIB) else 0
+
+    def __call__(
+        self,
+        batch: tuple[Tensor, ...],
+        step: int,
+        critic_batches: Sequence[tuple[Tensor, ...]] = (),
+    ) -> Terms:
         """Take a step, counted from 0; the next one may overwrite the terms.
+
+        On each of the critic's batches the critic takes a step alone, before the model's.
 
         What couples the rows, as mutual information does, is that of the whole batch; the other
         terms are means over the rows of this process.
         """
         self._lam.fill_(self._settings.lambda_at(step))
         self._learning_rate.fill_(self._settings.learning_rate_at(step))
-        return self._step(batch[0], batch[1])
+        return self._step(*(part for rows in (*critic_batches, batch) for part in rows[:2]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state."""
@@ -100,20 +112,53 @@ class TrainingStep:
         for group in self._optimiser.param_groups:
             group["lr"] = self._learning_rate
 
-    def _take(self, x: Tensor, y: Tensor) -> Terms:
+    def _take(self, *tensors: Tensor) -> Terms:
+        *for_critic, parts = map(self._parts, tensors[::2], tensors[1::2])
+        for critic_parts in for_critic:
+            self._ascend(critic_parts)
         # Gradients that are None are written by the backward pass, not added to: in a graph, too.
         self._optimiser.zero_grad(set_to_none=True)
-        rows = len(x) * self._processes.size
-        noise = self._model.noise(rows)[self._processes.share(rows)]
-        size = self._execution.micro_batch
-        if size is None or size >= len(x):
-            terms = self._descend((x, y, noise), group=self._processes.group)
+        if len(parts) == 1:
+            terms = self._descend(parts[0], group=self._processes.group)
         else:
-            parts = zip(x.split(size), y.split(size), noise.split(size), strict=True)
-            terms = self._descend_by_parts(list(parts))
+            terms = self._descend_by_parts(parts)
         self._clip()
         self._optimiser.step()
         return terms
+
+    def _parts(self, x: Tensor, y: Tensor) -> list[Part]:
+        """The micro-batches of a batch, or all of it as one, with their latent noise."""
+        rows = len(x) * self._processes.size
+        noise = self._model.noise(rows)[self._processes.share(rows)]
+        size = self._execution.micro_batch or len(x)
+        return list(zip(x.split(size), y.split(size), noise.split(size), strict=True))
+
+    def _ascend(self, parts: Sequence[Part]) -> None:
+        """Let the critic alone take a step, Eq. (7): Adam passes over what has no gradient."""
+        assert isinstance(self._model, STIB)
+        critic, processes = self._model.critic, self._processes
+        self._optimiser.zero_grad(set_to_none=True)
+        around: dict[str, Any] = {"group": processes.group}
+        with self._autocast():
+            read = [(critic_input(self._model, x, noise), y) for x, y, noise in parts]
+            if len(parts) > 1:
+                around = {"whole": self._gathered([critic.moments(z0, y) for z0, y in read])}
+        for z0, y in read:
+            with self._autocast():
+                loss = critic.critic_loss(z0, y, **around)
+            loss.backward()
+        if processes.size == 1:
+            self._optimiser.step()
+            return
+        gradients = [p.grad for p in critic.parameters() if p.grad is not None]
+        mean = processes.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        if len(parts) > 1:  # the sum of the processes' shares
+            mean = mean * processes.size
+        for gradient, part in zip(
+            gradients, mean.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+        self._optimiser.step()
 
     def _descend(self, part: Part, scale: int = 1, **around: Any) -> Terms:
         """Add to the gradients those of the objective, times `scale`."""
@@ -132,9 +177,7 @@ class TrainingStep:
             states.append(_random_state(device))
             with self._autocast():
                 known.append(self._of_whole(self._model, *part))
-        whole = reduce(add, known)
-        if self._processes.group is not None:
-            whole = whole.gathered(self._processes.group)
+        whole = self._gathered(known)
         found = []
         for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
             _set_random_state(state, device)
@@ -144,6 +187,11 @@ class TrainingStep:
         columns = zip(*found, strict=True)
         sums = [self._processes.size * torch.stack(column).sum() for column in columns]
         return type(found[0])(*sums)
+
+    def _gathered(self, known: Sequence[Any]) -> Any:
+        """What is known of the parts of a batch, of all of them and over all processes."""
+        whole = reduce(add, known)
+        return whole if self._processes.group is None else whole.gathered(self._processes.group)
 
     def _autocast(self) -> torch.autocast:
         # No weight is cast twice in a step, and a cache of casts must not outlive a capture.
@@ -171,16 +219,24 @@ class _Objective(nn.Module):
     """The objective as the module that ``DistributedDataParallel`` wraps."""
 
     def __init__(
-        self, model: Autoencoder, objective: Callable[..., Terms], invariance_weight: float
+        self, model: Autoencoder, objective: Callable[..., Terms], settings: Optimisation
     ) -> None:
         super().__init__()
         self.model = model
         self._objective = objective
-        self._invariance_weight = invariance_weight
+        self._invariance = settings.invariance_weight
+        self._target = settings.target_weight
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor, lam: Tensor, **around: Any) -> Terms:
         return self._objective(
-            self.model, x, y, lam, self._invariance_weight, noise=noise, **around
+            self.model,
+            x,
+            y,
+            lam,
+            self._invariance,
+            target_weight=self._target,
+            noise=noise,
+            **around,
         )
 
 
