@@ -2,7 +2,7 @@
 
 from stib_fast.models.all_pairs_kl import PairSums, all_pairs_kl
 from stib_fast.models.autoencoder import Autoencoder, Decoder, Latent, Posterior
-from stib_fast.models.blocks import ScaledMLP, VectorDecoder, kl_per_dimension
+from stib_fast.models.blocks import ScaledMLP, Towers, VectorDecoder, kl_per_dimension
 from stib_fast.models.conditional import CVAE, CVIB
 from stib_fast.models.kinds import TITLES, Kind, assembled, vector_model, vector_stib
 from stib_fast.models.smiles import SmilesDecoder, SmilesEncoder
@@ -25,6 +25,7 @@ __all__ = [
     "ScaledMLP",
     "SmilesDecoder",
     "SmilesEncoder",
+    "Towers",
     "VectorDecoder",
     "all_pairs_kl",
     "assembled",

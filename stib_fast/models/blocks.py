@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from stib_fast.nn import MLP
@@ -51,6 +52,14 @@ class VectorDecoder(ScaledMLP):
     def loss(self, z: Tensor, x: Tensor) -> Tensor:
         """Return the squared error of each row, summed over dimensions, [B]."""
         return (self(z) - x).square().sum(1)
+
+
+class Towers(nn.ModuleList):
+    """Encoders of their own for the parts of Z: what shapes one leaves the others alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x to the parts' means beside each other, [B, d]."""
+        return torch.cat([tower(x) for tower in self], dim=1)
 
 
 def glorot_(module: nn.Module) -> None:

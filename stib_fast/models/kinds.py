@@ -30,7 +30,7 @@ TITLES: dict[Kind, str] = {
 def assembled(
     kind: Kind,
     *,
-    encoder: Callable[[int], nn.Module],
+    encoder: Callable[..., nn.Module],
     decoder: Callable[[int], nn.Module],
     predictor: Callable[[int], nn.Module],
     critic: Callable[[], InvarianceCritic],
@@ -47,7 +47,7 @@ def assembled(
     ----------
     kind : {"stib", "stib-no-adv", "vae", "cvae", "cvib"}
     encoder : callable
-        Makes an encoder with so many outputs.
+        Makes an encoder with so many outputs; of two parts of Z it is told both numbers.
     decoder, predictor : callable
         Make one with so many inputs.
     critic : callable
@@ -61,9 +61,9 @@ def assembled(
     if kind == "cvae" or kind == "cvib":
         conditional = CVAE if kind == "cvae" else CVIB
         return conditional(encoder(2 * z_dim), decoder(z_dim + y_dim), z_dim, targets, y_scale)
-    networks = encoder(z_dim), decoder(z_dim)
     if kind == "vae":
-        return VAE(*networks, predictor(z_dim), z_dim, targets)
+        return VAE(encoder(z_dim), decoder(z_dim), predictor(z_dim), z_dim, targets)
+    networks = encoder(z0_dim, z1_dim), decoder(z_dim)
     if kind == "stib-no-adv":
         return STIBWithoutAdversary(*networks, predictor(z1_dim), z0_dim, z1_dim, targets)
     return STIB(*networks, predictor(z1_dim), critic(), z0_dim, z1_dim, targets, critic_reads)
@@ -125,8 +125,8 @@ def vector_model(
     )
     model = assembled(
         kind,
-        encoder=lambda width: ScaledMLP(
-            [x_dim, *hidden, width], activation, encoder_bias, input_scale=x_scale
+        encoder=lambda *widths: ScaledMLP(
+            [x_dim, *hidden, sum(widths)], activation, encoder_bias, input_scale=x_scale
         ),
         decoder=lambda width: VectorDecoder(
             [width, *hidden, x_dim], activation, output_scale=x_scale

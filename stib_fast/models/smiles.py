@@ -93,8 +93,10 @@ class SmilesEncoder(nn.Module):
 class SmilesDecoder(nn.Module):
     """Write token ids from the latent variable, one after the other.
 
-    A GRU whose first state comes from z, and which reads z beside the previous token at every step,
-    so that long strings do not forget it.
+    A network draws up a plan from z: some features for each position of the string. A GRU, whose
+    first state comes from z, reads those of a position beside the previous token, and the logits
+    read them again: what stands where need not be carried in the GRU's state, which is free for
+    branches and rings.
 
     Parameters
     ----------
@@ -110,6 +112,10 @@ class SmilesDecoder(nn.Module):
         Width of the GRU.
     embedding_dim : int
         Width of the previous token's embedding.
+    plan_dim : int
+        Features of a position.
+    plan_hidden : int
+        Width of the layer that they come from.
 
     Examples
     --------
@@ -128,6 +134,8 @@ class SmilesDecoder(nn.Module):
         pad_id: int,
         hidden_dim: int = 128,
         embedding_dim: int = 32,
+        plan_dim: int = 32,
+        plan_hidden: int = 256,
     ) -> None:
         super().__init__()
         self.max_length = max_length
@@ -138,8 +146,14 @@ class SmilesDecoder(nn.Module):
         self.first_state = nn.Sequential(
             nn.Linear(latent_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
         )
-        self.gru = nn.GRU(embedding_dim + latent_dim, hidden_dim, batch_first=True)
-        self.logits = nn.Linear(hidden_dim, vocabulary_size)
+        self.plan = nn.Sequential(
+            nn.Linear(latent_dim, plan_hidden),
+            nn.SiLU(),
+            nn.Linear(plan_hidden, max_length * plan_dim),
+            nn.Unflatten(1, (max_length, plan_dim)),
+        )
+        self.gru = nn.GRU(embedding_dim + plan_dim, hidden_dim, batch_first=True)
+        self.logits = nn.Linear(hidden_dim + plan_dim, vocabulary_size)
 
     def loss(self, z: Tensor, ids: Tensor) -> Tensor:
         """Return the negative log-likelihood of each string given z (teacher forcing).
@@ -164,7 +178,7 @@ class SmilesDecoder(nn.Module):
         _check_ids(ids, self.max_length)
         ids = ids.to(torch.int64)
         previous = F.pad(ids[:, :-1], (1, 0), value=self.bos_id)
-        logits, _ = self._step(previous, z, self._start(z))
+        logits, _ = self._step(previous, self.plan(z), self._start(z))
         nats = F.cross_entropy(
             logits.transpose(1, 2).to(z.dtype), ids, ignore_index=self.pad_id, reduction="none"
         )
@@ -185,12 +199,12 @@ class SmilesDecoder(nn.Module):
             int64, shape [B, L]: pad after eos and nowhere else, never bos. A row that does not end
             within L positions has no eos.
         """
-        state = self._start(z)
+        state, plan = self._start(z), self.plan(z)
         token = torch.full((len(z), 1), self.bos_id, device=z.device)
         ended = torch.zeros_like(token, dtype=torch.bool)
         written = []
-        for _ in range(self.max_length):
-            logits, state = self._step(token, z, state)
+        for place in plan.split(1, dim=1):
+            logits, state = self._step(token, place, state)
             logits[..., [self.pad_id, self.bos_id]] = -torch.inf
             token = logits.argmax(2).masked_fill(ended, self.pad_id)
             ended = ended | (token == self.eos_id)
@@ -201,11 +215,10 @@ class SmilesDecoder(nn.Module):
         state: Tensor = self.first_state(z)
         return state[None]
 
-    def _step(self, previous: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, previous: Tensor, plan: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, T, V] and the next state, after the previous tokens [B, T]."""
-        beside = z[:, None].expand(-1, previous.shape[1], -1)
-        outputs, state = self.gru(torch.cat([self.embedding(previous), beside], dim=2), state)
-        return self.logits(outputs), state
+        outputs, state = self.gru(torch.cat([self.embedding(previous), plan], dim=2), state)
+        return self.logits(torch.cat([outputs, plan], dim=2)), state
 
 
 def _check_ids(ids: Tensor, max_length: int) -> None:

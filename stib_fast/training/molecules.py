@@ -24,6 +24,7 @@ from stib_fast.models import (
     SmilesDecoder,
     SmilesEncoder,
     STIBWithoutAdversary,
+    Towers,
     assembled,
 )
 from stib_fast.nn import InvarianceCritic
@@ -247,13 +248,16 @@ class MoleculeExperiment(ABC, Generic[Config]):
         )
         return assembled(
             sizes.kind,
-            encoder=lambda width: SmilesEncoder(
-                len(self.vocabulary),
-                self.max_length,
-                width,
-                sizes.channels,
-                sizes.kernel_size,
-                sizes.encoder_hidden,
+            encoder=lambda *widths: Towers(
+                SmilesEncoder(
+                    len(self.vocabulary),
+                    self.max_length,
+                    width,
+                    sizes.channels,
+                    sizes.kernel_size,
+                    sizes.encoder_hidden,
+                )
+                for width in widths
             ),
             decoder=lambda width: SmilesDecoder(
                 len(self.vocabulary),

@@ -80,7 +80,7 @@ def test_what_is_written_is_the_likeliest_next_token() -> None:
     assert written.dtype == torch.int64
     # Teacher forcing on the written ids must agree with them at every step but padding.
     previous = F.pad(written[:, :-1], (1, 0), value=BOS)
-    logits, _ = network._step(previous, z, network._start(z))
+    logits, _ = network._step(previous, network.plan(z), network._start(z))
     logits[..., [PAD, BOS]] = -torch.inf
     used = written != PAD
     assert torch.equal(logits.argmax(2)[used], written[used])
