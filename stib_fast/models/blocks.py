@@ -55,10 +55,23 @@ class VectorDecoder(ScaledMLP):
 
 
 class Towers(nn.ModuleList):
-    """Encoders of their own for the parts of Z: what shapes one leaves the others alone."""
+    """An encoder for each part of Z: what trains one leaves the others alone.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+        In the order of the parts, each x → means of its part.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stib_fast.models import ScaledMLP, Towers
+    >>> Towers([ScaledMLP([2, 16, 3]), ScaledMLP([2, 16, 1])])(torch.zeros(5, 2)).shape
+    torch.Size([5, 4])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x to the parts' means beside each other, [B, d]."""
+        """Map x to the means of all parts side by side, [B, d]."""
         return torch.cat([tower(x) for tower in self], dim=1)
 
 

@@ -47,7 +47,8 @@ def assembled(
     ----------
     kind : {"stib", "stib-no-adv", "vae", "cvae", "cvib"}
     encoder : callable
-        Makes an encoder with so many outputs; of two parts of Z it is told both numbers.
+        Makes an encoder from its number of outputs, or from two: those of Z0 and of Z1, where Z
+        has both.
     decoder, predictor : callable
         Make one with so many inputs.
     critic : callable

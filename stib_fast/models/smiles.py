@@ -93,10 +93,10 @@ class SmilesEncoder(nn.Module):
 class SmilesDecoder(nn.Module):
     """Write token ids from the latent variable, one after the other.
 
-    A network draws up a plan from z: some features for each position of the string. A GRU, whose
-    first state comes from z, reads those of a position beside the previous token, and the logits
-    read them again: what stands where need not be carried in the GRU's state, which is free for
-    branches and rings.
+    A plan, drawn up from z at once, has some features for each position of the string. At a
+    position a GRU, whose first state comes from z, reads its features beside the previous token;
+    the logits read the GRU's output and those features. What stands where then need not be carried
+    along in the GRU's state.
 
     Parameters
     ----------
@@ -113,9 +113,9 @@ class SmilesDecoder(nn.Module):
     embedding_dim : int
         Width of the previous token's embedding.
     plan_dim : int
-        Features of a position.
+        Features of a position in the plan.
     plan_hidden : int
-        Width of the layer that they come from.
+        Width of the hidden layer between z and the plan.
 
     Examples
     --------
@@ -203,8 +203,8 @@ class SmilesDecoder(nn.Module):
         token = torch.full((len(z), 1), self.bos_id, device=z.device)
         ended = torch.zeros_like(token, dtype=torch.bool)
         written = []
-        for place in plan.split(1, dim=1):
-            logits, state = self._step(token, place, state)
+        for features in plan.split(1, dim=1):
+            logits, state = self._step(token, features, state)
             logits[..., [self.pad_id, self.bos_id]] = -torch.inf
             token = logits.argmax(2).masked_fill(ended, self.pad_id)
             ended = ended | (token == self.eos_id)
@@ -216,7 +216,7 @@ class SmilesDecoder(nn.Module):
         return state[None]
 
     def _step(self, previous: Tensor, plan: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, T, V] and the next state, after the previous tokens [B, T]."""
+        """Logits [B, T, V] and the next state, given previous tokens [B, T] and their plan."""
         outputs, state = self.gru(torch.cat([self.embedding(previous), plan], dim=2), state)
         return self.logits(torch.cat([outputs, plan], dim=2)), state
 

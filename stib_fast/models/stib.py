@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,14 @@ class STIB(STIBWithoutAdversary):
     z0_dim, z1_dim, targets
         See `Autoencoder`.
     critic_reads : {"draws", "means"}
-        What the critic reads of q(z0|x): draws, as in the paper, or the means. Draws of means that
-        are independent of Y are so, too; but in draws noise hides what the means still tell.
+        What the critic reads of q(z0|x): draws, as in the paper, or the means. Where the means are
+        independent of Y, so are draws around them; the converse fails, since noise can hide from a
+        critic what the means still tell.
+
+    Raises
+    ------
+    ValueError
+        `critic_reads` is neither.
 
     Examples
     --------
@@ -101,11 +107,13 @@ class STIB(STIBWithoutAdversary):
         critic_reads: CriticReads = "draws",
     ) -> None:
         super().__init__(encoder, decoder, predictor, z0_dim, z1_dim, targets)
+        if critic_reads not in get_args(CriticReads):
+            raise ValueError(f"critic_reads must be 'draws' or 'means'; got {critic_reads!r}")
         self.critic = critic
         self.critic_reads = critic_reads
 
     def critic_input(self, posterior: Posterior, z: Tensor) -> Tensor:
-        """Return Z0 [B, z0_dim] as the critic reads it, of q(z|x) and draws z [B, d] from it."""
+        """Return Z0 [B, z0_dim] as the critic reads it, given q(z|x) and draws z [B, d] from it."""
         return self.split(posterior.mean if self.critic_reads == "means" else z).z0
 
 

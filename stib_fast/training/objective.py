@@ -110,7 +110,8 @@ def stib_objective(
     taking both steps at once is then the same as taking one after the other, and one pass with the
     sign of I's gradient reversed between critic and encoder gives both gradients
     (`stib_fast.nn.InvarianceCritic`). The authors' code differs in one thing: it encodes the batch
-    anew, with new noise, between the two steps.
+    anew, with new noise, between the two steps. A critic that reads means has those of Z₀ instead
+    of a draw.
 
     Parameters
     ----------
@@ -210,7 +211,8 @@ def cvae_objective(
     the condition y from a prior p(z|y) and a recognition q(z|x, y); here, as in the code of Wieser
     et al. 2020, the prior is N(0, 1) and q reads x alone.
 
-    Parameters and results are as of `stib_objective`; the weights of its other terms play no part.
+    Parameters and results are as of `stib_objective`; `invariance_weight` and `target_weight` play
+    no part.
     """
     z, posterior = _latent(model, x, noise)
     kl, x_loss, _ = _shares(
@@ -243,7 +245,8 @@ def cvib_objective(
     The code of Wieser et al. 2020 has a tenth of this with λ = 10 and c = 1:
     0.1 KL + 2 ‖x̂ − x‖² + all pairs.
 
-    Parameters and results are as of `stib_objective`; `whole` are the `PairSums` of the batch.
+    Parameters and results are as of `stib_objective`; `whole` are the `PairSums` of the batch, and
+    `target_weight` plays no part.
     """
     z, posterior = _latent(model, x, noise)
     kl, x_loss, share = _shares(
@@ -257,16 +260,15 @@ def cvib_objective(
 
 
 @torch.no_grad()
-def critic_moments(model: STIB, x: Tensor, y: Tensor, noise: Tensor) -> Moments:
-    """Moments of what `stib_objective` takes the mutual information of, in these rows."""
-    return model.critic.moments(critic_input(model, x, noise), y)
-
-
-@torch.no_grad()
-def critic_input(model: STIB, x: Tensor, noise: Tensor) -> Tensor:
+def z0_for_critic(model: STIB, x: Tensor, noise: Tensor) -> Tensor:
     """Z0 [B, n0] of these rows, as the critic reads it."""
     z, posterior = _latent(model, x, noise)
     return model.critic_input(posterior, z)
+
+
+def critic_moments(model: STIB, x: Tensor, y: Tensor, noise: Tensor) -> Moments:
+    """Moments of what `stib_objective` takes the mutual information of, in these rows."""
+    return model.critic.moments(z0_for_critic(model, x, noise), y)
 
 
 def row_count(model: Autoencoder, x: Tensor, y: Tensor, noise: Tensor) -> RowCount:

@@ -31,8 +31,8 @@ class Optimisation:
         Weight of I(Z0; Y) in nats beside the reconstruction losses, inside λ(…); of a CVIB that of
         its bound on I(Z; Y). Other models have no such term.
     critic_steps : int
-        Steps of STIB's critic for each step of the model: all but the last are its own, on batches
-        of their own. With one step it sees little of what the encoder does next.
+        Steps of STIB's critic for each step of the model. The last is taken together with it; each
+        of the others before it, on a batch of its own. Models without a critic take no such steps.
     lambda_start : float
         λ of Eq. (6) at the first step.
     lambda_growth : float

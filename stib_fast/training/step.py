@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from stib_fast.models import STIB, Autoencoder
 from stib_fast.training.execution import Execution
-from stib_fast.training.objective import OBJECTIVES, Terms, critic_input
+from stib_fast.training.objective import OBJECTIVES, Terms, z0_for_critic
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import ALONE, Processes
 
@@ -44,6 +45,11 @@ class TrainingStep:
         Resolved.
     processes : Processes
         They all take the step together, on equally many rows.
+
+    Attributes
+    ----------
+    critic_batches : int
+        Batches that a step takes for STIB's critic alone; 0 for the other models.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class TrainingStep:
         processes: Processes = ALONE,
     ) -> None:
         on_gpu = model.device.type == "cuda"
+        self.critic_batches = settings.critic_steps - 1 if isinstance(model, STIB) else 0
         self._model = model
         self._settings = settings
         self._execution = execution
@@ -80,11 +87,6 @@ class TrainingStep:
         if execution.cuda_graph:
             self._step = Replayed(self._take)
 
-    @property
-    def critic_batches(self) -> int:
-        """Batches that a step needs for the critic alone."""
-        return self._settings.critic_steps - 1 if isinstance(self._model, STIB) else 0
-
     def __call__(
         self,
         batch: tuple[Tensor, ...],
@@ -93,14 +95,24 @@ class TrainingStep:
     ) -> Terms:
         """Take a step, counted from 0; the next one may overwrite the terms.
 
-        On each of the critic's batches the critic takes a step alone, before the model's.
+        Before it the critic takes one alone on each of its own batches. What couples the rows, as
+        mutual information does, is that of the whole batch; the other terms are means over the
+        rows of this process.
 
-        What couples the rows, as mutual information does, is that of the whole batch; the other
-        terms are means over the rows of this process.
+        Raises
+        ------
+        ValueError
+            There are not `critic_batches` of the latter.
         """
+        if len(critic_batches) != self.critic_batches:
+            raise ValueError(
+                f"the step takes {self.critic_batches} batches for the critic alone; "
+                f"got {len(critic_batches)}"
+            )
         self._lam.fill_(self._settings.lambda_at(step))
         self._learning_rate.fill_(self._settings.learning_rate_at(step))
-        return self._step(*(part for rows in (*critic_batches, batch) for part in rows[:2]))
+        batches = (*critic_batches, batch)
+        return self._step(*(tensor for x, y, *_ in batches for tensor in (x, y)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state."""
@@ -113,13 +125,15 @@ class TrainingStep:
             group["lr"] = self._learning_rate
 
     def _take(self, *tensors: Tensor) -> Terms:
-        *for_critic, parts = map(self._parts, tensors[::2], tensors[1::2])
-        for critic_parts in for_critic:
-            self._ascend(critic_parts)
+        """Take a step on x and y of each batch for the critic, then of the batch for all."""
+        *critic_batches, batch = zip(tensors[::2], tensors[1::2], strict=True)
+        for x, y in critic_batches:
+            self._train_critic(self._parts(x, y))
+        parts = self._parts(*batch)
         # Gradients that are None are written by the backward pass, not added to: in a graph, too.
         self._optimiser.zero_grad(set_to_none=True)
         if len(parts) == 1:
-            terms = self._descend(parts[0], group=self._processes.group)
+            terms = self._descend(parts[0], in_parts=False, group=self._processes.group)
         else:
             terms = self._descend_by_parts(parts)
         self._clip()
@@ -127,45 +141,44 @@ class TrainingStep:
         return terms
 
     def _parts(self, x: Tensor, y: Tensor) -> list[Part]:
-        """The micro-batches of a batch, or all of it as one, with their latent noise."""
+        """Rows of a batch with their latent noise, in micro-batches if those have a size."""
         rows = len(x) * self._processes.size
         noise = self._model.noise(rows)[self._processes.share(rows)]
         size = self._execution.micro_batch or len(x)
         return list(zip(x.split(size), y.split(size), noise.split(size), strict=True))
 
-    def _ascend(self, parts: Sequence[Part]) -> None:
-        """Let the critic alone take a step, Eq. (7): Adam passes over what has no gradient."""
-        assert isinstance(self._model, STIB)
+    def _train_critic(self, parts: Sequence[Part]) -> None:
+        """Let the critic alone take a step of Eq. (7); Adam passes over what has no gradient."""
+        assert isinstance(self._model, STIB)  # the only model with batches for the critic
         critic, processes = self._model.critic, self._processes
         self._optimiser.zero_grad(set_to_none=True)
         around: dict[str, Any] = {"group": processes.group}
         with self._autocast():
-            read = [(critic_input(self._model, x, noise), y) for x, y, noise in parts]
+            read = [(z0_for_critic(self._model, x, noise), y) for x, y, noise in parts]
             if len(parts) > 1:
                 around = {"whole": self._gathered([critic.moments(z0, y) for z0, y in read])}
         for z0, y in read:
             with self._autocast():
                 loss = critic.critic_loss(z0, y, **around)
-            loss.backward()
-        if processes.size == 1:
-            self._optimiser.step()
-            return
-        gradients = [p.grad for p in critic.parameters() if p.grad is not None]
-        mean = processes.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        if len(parts) > 1:  # the sum of the processes' shares
-            mean = mean * processes.size
-        for gradient, part in zip(
-            gradients, mean.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(part.view_as(gradient))
+            self._backward(loss, in_parts=len(parts) > 1)
+        if processes.size > 1:
+            gradients = [p.grad for p in critic.parameters() if p.grad is not None]
+            vector_to_parameters(processes.mean(parameters_to_vector(gradients)), gradients)
         self._optimiser.step()
 
-    def _descend(self, part: Part, scale: int = 1, **around: Any) -> Terms:
-        """Add to the gradients those of the objective, times `scale`."""
+    def _descend(self, part: Part, *, in_parts: bool, **around: Any) -> Terms:
+        """Add to the gradients those of the objective."""
         with self._autocast():
             terms = self._objective(*part, self._lam, **around)
-        (terms.loss * scale if scale > 1 else terms.loss).backward()
+        self._backward(terms.loss, in_parts=in_parts)
         return terms._replace(loss=terms.loss.detach())
+
+    def _backward(self, loss: Tensor, *, in_parts: bool) -> None:
+        """Add to the gradients, whose mean over the processes is taken afterwards.
+
+        Of micro-batches that mean is to be the sum of what each process has of the whole.
+        """
+        (loss * self._processes.size if in_parts else loss).backward()
 
     def _descend_by_parts(self, parts: Sequence[Part]) -> Terms:
         """The same in two passes over micro-batches: what they know of the whole, then gradients.
@@ -182,8 +195,7 @@ class TrainingStep:
         for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
             _set_random_state(state, device)
             with self._gradients_stay(number < len(parts)):
-                # The mean over the processes is to be the sum of their shares.
-                found.append(self._descend(part, scale=self._processes.size, whole=whole))
+                found.append(self._descend(part, in_parts=True, whole=whole))
         columns = zip(*found, strict=True)
         sums = [self._processes.size * torch.stack(column).sum() for column in columns]
         return type(found[0])(*sums)
