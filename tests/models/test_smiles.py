@@ -47,12 +47,13 @@ def test_the_mean_sees_every_position() -> None:
 def test_loss_is_the_sum_over_the_string() -> None:
     network, z = decoder().double(), torch.randn(4, LATENT, dtype=torch.float64)
     expected = []
-    for latent, row in zip(z, IDS, strict=True):
+    for latent, plan, row in zip(z, network.plan(z), IDS, strict=True):
         state, previous, nats = network.first_state(latent)[None], BOS, 0.0
-        for token in row[: row.tolist().index(EOS) + 1].tolist():
-            step = torch.cat([network.embedding.weight[previous], latent])[None]
+        for token, features in zip(row[: row.tolist().index(EOS) + 1].tolist(), plan, strict=False):
+            step = torch.cat([network.embedding.weight[previous], features])[None]
             output, state = network.gru(step, state)
-            nats -= network.logits(output)[0].log_softmax(0)[token].item()
+            logits = network.logits(torch.cat([output[0], features]))
+            nats -= logits.log_softmax(0)[token].item()
             previous = token
         expected.append(nats)
     # float64 sums of at most six terms of size 1, in another order.
@@ -84,6 +85,23 @@ def test_what_is_written_is_the_likeliest_next_token() -> None:
     logits[..., [PAD, BOS]] = -torch.inf
     used = written != PAD
     assert torch.equal(logits.argmax(2)[used], written[used])
+
+
+@pytest.mark.parametrize("through_gru", [True, False])
+def test_logits_read_the_plan_of_their_own_position(through_gru: bool) -> None:
+    network, z = decoder(), torch.randn(4, LATENT)
+    if not through_gru:
+        network.gru.weight_ih_l0.data[:, 8:] = 0  # behind the embedding
+    previous = F.pad(IDS[:, :-1], (1, 0), value=BOS)
+    plan, state = network.plan(z), network._start(z)
+    before, _ = network._step(previous, plan, state)
+    for position in range(LENGTH):
+        changed = plan.clone()
+        changed[:, position] += 1
+        moved = (network._step(previous, changed, state)[0] != before).any(2).any(0)
+        # What a GRU has read it remembers.
+        last = LENGTH if through_gru else position + 1
+        assert moved.nonzero().flatten().tolist() == list(range(position, last))
 
 
 def test_padding_follows_eos_and_nothing_else() -> None:

@@ -78,13 +78,15 @@ def stopping(experiment, number, after):
     return experiment
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path):
-    whole = train(Quick(SMALL), new_run(tmp_path / "whole"))
-    run = new_run(tmp_path / "parts")
+@pytest.mark.parametrize("critic_steps", [1, 2])
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, critic_steps):
+    config = replace(SMALL, optimisation=replace(SMALL.optimisation, critic_steps=critic_steps))
+    whole = train(Quick(config), new_run(tmp_path / "whole", config))
+    run = new_run(tmp_path / "parts", config)
     with pytest.raises(Interrupted, match="after step 17 of 40"):
-        train(stopping(Quick(SMALL), signal.SIGINT, after=17), run)
+        train(stopping(Quick(config), signal.SIGINT, after=17 * critic_steps), run)
     torch.randn(100)  # another session's random state
-    resumed = train(Quick(SMALL), run, resume=True)
+    resumed = train(Quick(config), run, resume=True)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]

@@ -136,6 +136,16 @@ def test_without_a_test_part_the_evaluation_is_of_the_validation_part(table):
     assert along == {name: evaluated[name] for name in along}
 
 
+@pytest.mark.parametrize(
+    ("kind", "towers"), [("stib", 2), ("stib-no-adv", 2), ("vae", 1), ("cvib", 1)]
+)
+def test_every_part_of_z_has_an_encoder(table, kind, towers):
+    config = replace(small_config(table), model=replace(SMALL_MODEL, kind=kind))
+    model = Table.from_file(config).model()
+    names = {name.split(".")[1] for name in model.state_dict() if name.startswith("encoder.")}
+    assert names == {str(number) for number in range(towers)}
+
+
 @pytest.mark.parametrize(("batch", "features"), [(2, 1), (16, 2), (64, 4), (100, 5)])
 def test_the_critic_is_no_wider_than_the_batch_allows(table, batch, features):
     config = small_config(table, batch=batch)

@@ -4,24 +4,26 @@ import pytest
 import torch
 
 from stib_fast.functional import gaussian_mi
-from stib_fast.models import kl_per_dimension, vector_stib
+from stib_fast.models import kl_per_dimension, vector_model
 from stib_fast.training import stib_objective
+from stib_fast.training.objective import z0_for_critic
 
-LAMBDA, WEIGHT = 3.0, 5.0
-
-
-@pytest.fixture
-def step():
-    model = vector_stib(2, 2, 2, 1, feature_dim=3, hidden=(16,)).double()
-    x = torch.randn(64, 2, dtype=torch.float64)
-    y = torch.randn(64, 2, dtype=torch.float64)
-    return model, x, y
+LAMBDA, WEIGHT, TARGET_WEIGHT = 3.0, 5.0, 7.0
 
 
-def test_gradients_equal_those_of_two_separate_losses(step):
-    model, x, y = step
+def given(critic_reads="draws"):
+    model = vector_model(
+        "stib", 2, 2, 2, 1, feature_dim=3, hidden=(16,), critic_reads=critic_reads
+    ).double()
+    return model, *torch.randn(2, 64, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("critic_reads", ["draws", "means"])
+def test_gradients_equal_those_of_two_separate_losses(critic_reads):
+    model, x, y = given(critic_reads)
     torch.manual_seed(1)
-    stib_objective(model, x, y, LAMBDA, WEIGHT).loss.backward()
+    terms = stib_objective(model, x, y, LAMBDA, WEIGHT, target_weight=TARGET_WEIGHT)
+    terms.loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
 
     torch.manual_seed(1)  # the same latent noise
@@ -29,13 +31,14 @@ def test_gradients_equal_those_of_two_separate_losses(step):
     z = model.sample(mean)
     z0, z1 = model.split(z)
     critic = model.critic
-    mi = gaussian_mi(critic.critic(z0), critic.h(y / critic.y_scale))
+    read = mean[:, :2] if critic_reads == "means" else z0
+    mi = gaussian_mi(critic.critic(read), critic.h(y / critic.y_scale))
     cycle = (critic.h_inverse(critic.h(y / critic.y_scale)) * critic.y_scale - y).square()
     main = {name: p for name, p in model.named_parameters() if not name.startswith("critic.")}
     adversary = {name: p for name, p in model.named_parameters() if name.startswith("critic.")}
     l1 = kl_per_dimension(mean, model.log_sigma).sum() + LAMBDA * (
         (model.decoder(z) - x).square().sum(1).mean()
-        + (model.predictor(z1) - y).square().sum(1).mean()
+        + TARGET_WEIGHT * (model.predictor(z1) - y).square().sum(1).mean()
         + WEIGHT * mi
     )
     l2 = -(mi - critic.cycle_weight * cycle.sum(1).mean())
@@ -46,8 +49,22 @@ def test_gradients_equal_those_of_two_separate_losses(step):
             torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_terms_are_reported_in_their_units(step):
-    model, x, y = step
+@pytest.mark.parametrize("critic_reads", ["draws", "means"])
+def test_only_a_critic_of_draws_sees_the_noise(critic_reads):
+    model, x, y = given(critic_reads)
+    seen = []
+    for noise in torch.randn(2, 64, 3, dtype=torch.float64):
+        model.zero_grad()
+        terms = stib_objective(model, x, y, LAMBDA, WEIGHT, noise=noise)
+        terms.loss.backward()
+        gradients = [p.grad.flatten() for p in model.critic.parameters()]
+        z0 = z0_for_critic(model, x, noise)
+        seen.append(torch.cat([z0.flatten(), terms.mi[None], *gradients]))
+    assert torch.equal(*seen) == (critic_reads == "means")
+
+
+def test_terms_are_reported_in_their_units():
+    model, x, y = given()
     terms = stib_objective(model, x, y, LAMBDA, WEIGHT)
     expected = (
         terms.kl + LAMBDA * (terms.x + terms.y) + model.critic.cycle_weight * terms.cycle - terms.mi

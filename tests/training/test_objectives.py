@@ -8,7 +8,7 @@ from stib_fast.models import CVAE, CVIB, VAE, STIBWithoutAdversary, vector_model
 from stib_fast.training.objective import OBJECTIVES
 
 KINDS = {"stib-no-adv": STIBWithoutAdversary, "vae": VAE, "cvae": CVAE, "cvib": CVIB}
-LAMBDA, WEIGHT, ROWS = 3.0, 5.0, 33
+LAMBDA, WEIGHT, TARGET_WEIGHT, ROWS = 3.0, 5.0, 7.0, 33
 
 
 def given(kind):
@@ -43,7 +43,7 @@ def equation(model, x, y, noise):
         read = z if isinstance(model, VAE) else z[:, 2:]
         y_hat = mlp(model.predictor, read)
         y_loss = sum(((y_hat[i] - y[i]) ** 2).sum() for i in range(ROWS)) / ROWS
-        return kl + LAMBDA * (x_loss + y_loss), kl, x_loss, y_loss
+        return kl + LAMBDA * (x_loss + TARGET_WEIGHT * y_loss), kl, x_loss, y_loss
     if not isinstance(model, CVIB):
         return kl + LAMBDA * x_loss, kl, x_loss
     pairs = sum(
@@ -61,7 +61,9 @@ def test_value_and_gradients_are_those_of_the_equation(kind):
     model, x, y, noise = given(kind)
     assert type(model) is KINDS[kind]
     objective = OBJECTIVES[type(model)]
-    found = objective.function(model, x, y, LAMBDA, WEIGHT, noise=noise)
+    found = objective.function(
+        model, x, y, LAMBDA, WEIGHT, target_weight=TARGET_WEIGHT, noise=noise
+    )
     expected = equation(model, x, y, noise)
     assert found._fields == objective.terms._fields
     # float64 on both sides; the orders of summation differ.

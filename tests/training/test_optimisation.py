@@ -39,7 +39,16 @@ def test_evaluations_end_with_the_run():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("batch", -1), ("learning_rate", 0.0), ("lambda_growth", -1.0), ("seed", -1)],
+    [
+        ("steps", 0),
+        ("batch", -1),
+        ("critic_steps", 0),
+        ("learning_rate", 0.0),
+        ("lambda_growth", -1.0),
+        ("target_weight", -0.1),
+        ("target_weight", math.nan),
+        ("seed", -1),
+    ],
 )
 def test_impossible_settings_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name} must"):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stib_fast.data import SpiralStream
+from stib_fast.functional import gaussian_mi
 from stib_fast.models import STIB, vector_model, vector_stib
 from stib_fast.training import Execution, Optimisation, stib_objective
 from stib_fast.training import step as step_module
@@ -20,6 +21,7 @@ from stib_fast.training.step import TrainingStep
 SETTINGS = Optimisation(
     steps=20, batch=64, warmup=5, gradient_clip=4.0, invariance_weight=6.0, lambda_growth=1.1
 )
+CRITIC_SETTINGS = replace(SETTINGS, critic_steps=3)
 CPU = Execution(device="cpu")
 
 
@@ -28,23 +30,45 @@ def new_model():
     return vector_stib(2, 2, 2, 1, feature_dim=3, hidden=(16,))
 
 
-def taken(execution, settings=SETTINGS):
-    """Terms of twenty steps, and the weights after them."""
-    model, stream = new_model(), SpiralStream(settings.batch, seed=1)
+def stepped(model, execution, settings=SETTINGS):
+    """Terms of twenty steps in a model's dtype, and the weights after them."""
+    stream = SpiralStream(settings.batch, 1, dtype=model.dtype)
     step = TrainingStep(model, settings, execution)
-    terms = [torch.stack(step(next(stream), number)) for number in range(settings.steps)]
+    terms = []
+    for number in range(settings.steps):
+        critic_batches = [next(stream) for _ in range(step.critic_batches)]
+        terms.append(torch.stack(step(next(stream), number, critic_batches)))
     return torch.stack(terms), model.state_dict()
 
 
+def taken(execution, settings=SETTINGS):
+    return stepped(new_model(), execution, settings)
+
+
 def plainly_taken(settings=SETTINGS):
-    """The same with numbers instead of tensors and torch's own clipping."""
+    """The same with numbers instead of tensors and torch's own clipping.
+
+    The critic's own steps are written out.
+    """
     model, stream = new_model(), SpiralStream(settings.batch, seed=1)
+    critic = model.critic
     optimiser = torch.optim.Adam(model.parameters(), fused=True)
     main = [p for name, p in model.named_parameters() if not name.startswith("critic.")]
     terms, norms = [], []
     for number in range(settings.steps):
         lam = settings.lambda_at(number)
         optimiser.param_groups[0]["lr"] = settings.learning_rate_at(number)
+        for _ in range(settings.critic_steps - 1):
+            optimiser.zero_grad()
+            before = [p.detach().clone() for p in main]
+            x, y, _ = next(stream)
+            z0, _ = model.split(model.sample(model.encoder(x)).detach())
+            target = critic.h(y / critic.y_scale)
+            mi = gaussian_mi(critic.critic(z0), target)
+            back = critic.h_inverse(target) * critic.y_scale
+            (critic.cycle_weight * (back - y).square().sum(1).mean() - mi).backward()
+            optimiser.step()
+            assert all(torch.equal(p, old) for p, old in zip(main, before, strict=True))
         optimiser.zero_grad()
         x, y, _ = next(stream)
         found = stib_objective(model, x, y, lam, settings.invariance_weight)
@@ -64,6 +88,21 @@ def assert_same(found, expected):
 
 def test_schedules_in_tensors_change_no_bit():
     assert_same(taken(CPU), plainly_taken())
+
+
+def test_the_critics_own_steps_are_plain_ones_bit_for_bit():
+    found = taken(CPU, CRITIC_SETTINGS)
+    assert_same(found, plainly_taken(CRITIC_SETTINGS))
+    assert not torch.equal(found[0], taken(CPU)[0])
+
+
+def test_a_step_takes_the_number_of_batches_that_the_settings_say():
+    batch = next(SpiralStream(SETTINGS.batch, seed=1))
+    step = TrainingStep(new_model(), CRITIC_SETTINGS, CPU)
+    with pytest.raises(ValueError, match="takes 2 batches for the critic alone; got 0"):
+        step(batch, 0)
+    with pytest.raises(ValueError, match="takes 0 batches for the critic alone; got 1"):
+        TrainingStep(new_model(), SETTINGS, CPU)(batch, 0, [batch])
 
 
 def test_bfloat16_products_stay_close():
@@ -163,13 +202,16 @@ def recorded_graphs(monkeypatch):
     return made
 
 
+@pytest.mark.parametrize("critic_steps", [1, 3])
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_recorded_step_repeats_the_plain_one_bit_for_bit(recorded_graphs, amp):
+def test_a_recorded_step_repeats_the_plain_one_bit_for_bit(recorded_graphs, amp, critic_steps):
     execution = replace(CPU, amp=amp)
-    assert_same(taken(replace(execution, cuda_graph=True)), taken(execution))
+    settings = replace(SETTINGS, critic_steps=critic_steps)
+    expected = taken(execution, settings)
+    assert_same(taken(replace(execution, cuda_graph=True), settings), expected)
     (recording,) = recorded_graphs
     names = [str(operator) for operator, *_ in recording.calls]
-    assert names.count("aten._fused_adam_.tensor_lr") == 1
+    assert names.count("aten._fused_adam_.tensor_lr") == critic_steps
     assert not any("zero_" in name for name in names)  # gradients are written, not added to
 
 
@@ -201,28 +243,23 @@ def test_the_recording_notices_what_is_left_out_of_the_graph(recorded_graphs, ch
     assert result is function(x)[0]
 
 
-def double_taken(execution):
-    """Terms of twenty steps in float64, and the weights after them."""
-    model, stream = new_model().double(), SpiralStream(SETTINGS.batch, 1, dtype=torch.float64)
-    step = TrainingStep(model, SETTINGS, execution)
-    terms = [torch.stack(step(next(stream), number)) for number in range(SETTINGS.steps)]
-    return torch.stack(terms), model.state_dict()
-
-
 # It moves no mutual information: its gradient is rounding, and Adam makes steps of that.
 SHIFT = "critic.critic.2.bias"
 
 
+@pytest.mark.parametrize("critic_steps", [1, 3])
 @pytest.mark.parametrize(
     ("micro_batch", "compiled"), [(1, False), (7, False), (63, False), (30, True)]
 )
-def test_micro_batches_take_the_step_of_the_batch(monkeypatch, micro_batch, compiled):
+def test_micro_batches_take_the_step_of_the_batch(monkeypatch, micro_batch, compiled, critic_steps):
     if compiled:
         compile_ = torch.compile
         monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="aot_eager"))
         torch._dynamo.reset()
-    expected = double_taken(CPU)
-    found = double_taken(replace(CPU, micro_batch=micro_batch, compile=compiled))
+    settings = replace(SETTINGS, critic_steps=critic_steps)
+    expected = stepped(new_model().double(), CPU, settings)
+    execution = replace(CPU, micro_batch=micro_batch, compile=compiled)
+    found = stepped(new_model().double(), execution, settings)
     # Sums in another order, 1e-16 times the condition of the d x d step; Adam divides by their
     # root, which twenty steps carry on (found: 2e-12).
     torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-9)
@@ -266,14 +303,10 @@ def test_an_optimiser_state_comes_back_with_the_step_s_own_learning_rate():
 BASELINES = ["stib-no-adv", "vae", "cvae", "cvib"]
 
 
-def baseline_taken(kind, execution, dtype=torch.float64):
+def baseline_taken(kind, execution, dtype=torch.float64, settings=SETTINGS):
     """Terms of twenty steps of another model, and its weights after them."""
     torch.manual_seed(0)
-    model = vector_model(kind, 2, 2, 2, 1, hidden=(16,)).to(dtype)
-    stream = SpiralStream(SETTINGS.batch, 1, dtype=dtype)
-    step = TrainingStep(model, SETTINGS, execution)
-    terms = [torch.stack(step(next(stream), number)) for number in range(SETTINGS.steps)]
-    return torch.stack(terms), model.state_dict()
+    return stepped(vector_model(kind, 2, 2, 2, 1, hidden=(16,)).to(dtype), execution, settings)
 
 
 @pytest.mark.parametrize("kind", BASELINES)
@@ -307,3 +340,9 @@ def test_a_recorded_step_of_the_other_models_repeats_the_plain_one(recorded_grap
     expected = baseline_taken(kind, CPU)
     assert_same(baseline_taken(kind, replace(CPU, cuda_graph=True)), expected)
     assert len(recorded_graphs) == 1
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_the_other_models_take_no_batches_for_a_critic(kind):
+    expected = baseline_taken(kind, CPU)
+    assert_same(baseline_taken(kind, CPU, settings=CRITIC_SETTINGS), expected)
