@@ -224,7 +224,7 @@ def _train_and_report(
     run.write_evaluation(experiment.evaluate(model))
     written = write_report(run, Trained(model, experiment))
     print(table_of([run]))
-    if run.resources.exists():  # not of runs that version 0.1.0 trained
+    if run.resources.exists():  # not if the training was killed right after its last checkpoint
         print(_resources(run))
     print("written: " + ", ".join(str(path) for path in written))
 

@@ -51,8 +51,8 @@ def write_report(run: Run, trained: Trained) -> list[Path]:
 
 
 def _model_of(run: Run) -> str:
-    """The paper's name of a run's model; runs of version 0.1.0 are all of STIB."""
-    return TITLES[run.config()["model"].get("kind", "stib")]
+    """The paper's name of a run's model."""
+    return TITLES[run.config()["model"]["kind"]]
 
 
 def _latent_figure(trained: Trained, path: Path, title: str) -> None:
@@ -135,12 +135,10 @@ def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> No
 def _account(run: Run, label: str) -> str:
     """Tell how many rows of its file a run has used, why not the others, and what it lacks."""
     report, settings = data_report(run.folder), run.config()["molecules"]
-    parts = []
-    if report is not None:
-        parts.append(f"{report['read']:,} rows read, {report['kept']:,} kept")
-        parts += [f"{note['count']:,} {note['reason']}" for note in report["left_out"]]
-        if not settings["check"]:
-            parts.append("not checked by RDKit")
-    if not settings.get("test_fraction"):  # as runs from before there was a test part
+    parts = [f"{report['read']:,} rows read, {report['kept']:,} kept"]
+    parts += [f"{note['count']:,} {note['reason']}" for note in report["left_out"]]
+    if not settings["check"]:
+        parts.append("not checked by RDKit")
+    if not settings["test_fraction"]:
         parts.append("no test part: validation molecules in its place")
-    return f"Data ({label}): {'; '.join(parts)}.\n" if parts else ""
+    return f"Data ({label}): {'; '.join(parts)}.\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 VERSION = 1
 
@@ -39,3 +40,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise ValueError(f"{path}: not a checkpoint of version {VERSION} of this library")
     return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Give a model the weights of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If they are those of other networks.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit the networks that config.yaml names: the run was trained by "
+            "another version of stib_fast, see run.json, or one of the two files was replaced"
+        ) from error

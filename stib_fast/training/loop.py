@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from stib_fast.models import Autoencoder
-from stib_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from stib_fast.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from stib_fast.training.execution import peak_memory
 from stib_fast.training.experiment import Experiment
 from stib_fast.training.objective import OBJECTIVES, Terms
@@ -64,13 +64,14 @@ def train(
         On Ctrl-C or SIGTERM to any of the processes, after the step in progress and its checkpoint.
     ValueError
         If the GPU that is asked for is not there, the processes cannot share a batch equally, or
-        the loss or a weight is no longer finite; the last checkpoint stays.
+        the loss or a weight is no longer finite; the last checkpoint stays. If the checkpoint is
+        of other networks.
     """
     settings = experiment.optimisation
     state = load_checkpoint(run.checkpoint) if resume else None
     execution = experiment.execution
     if state is not None:  # its random numbers are those of its device
-        execution = replace(execution, device=state.get("device", "cpu"))
+        execution = replace(execution, device=state["device"])
     execution = execution.resolved()
     device = torch.device(execution.device)
     torch.manual_seed(settings.seed)
@@ -80,7 +81,7 @@ def train(
     selection = Selection(experiment.selected_by)
     first = 0
     if state is not None:
-        model.load_state_dict(state["model"])
+        load_weights(model, state["model"], run.checkpoint)
         take_step.load_state_dict(state["optimiser"])
         stream.load_state_dict(state["stream"])
         torch.set_rng_state(state["rng"])

@@ -229,7 +229,6 @@ def digest(data: str) -> str:
     return file_digest(path / RECORD if path.is_dir() else path)
 
 
-def data_report(folder: Path) -> dict[str, Any] | None:
-    """What a run folder says of the rows of its file; None for a run of version 0.1.0."""
-    path = folder / REPORT_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+def data_report(folder: Path) -> dict[str, Any]:
+    """What a run folder says of the rows of its file."""
+    return json.loads((folder / REPORT_FILE).read_text())

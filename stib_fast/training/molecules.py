@@ -155,13 +155,13 @@ class MoleculeExperiment(ABC, Generic[Config]):
 
     @classmethod
     @abstractmethod
-    def read(cls, config: Config, *, unique: bool) -> MoleculeTable:
-        """Read the molecules that a configuration names; `unique` drops repeated ones."""
+    def read(cls, config: Config) -> MoleculeTable:
+        """Read the molecules that a configuration names, each once."""
 
     @classmethod
     def from_file(cls, config: Config) -> Self:
         """Read the molecules, take the vocabulary from them and resolve `max_length`."""
-        table = cls.read(config, unique=True)
+        table = cls.read(config)
         builder = VocabularyBuilder()
         builder.add(table.smiles)
         vocabulary = builder.vocabulary()
@@ -186,20 +186,18 @@ class MoleculeExperiment(ABC, Generic[Config]):
             return cls(config, vocabulary)
         if digest(config.data) != (folder / DIGEST_FILE).read_text().strip():
             raise ValueError(f"{config.data} has changed since the run in {folder} began")
-        # Runs of version 0.1.0 have no report, and kept repeated molecules.
-        report = data_report(folder)
-        molecules = cls.load(config, vocabulary, unique=report is not None)
-        if report is not None and report["kept"] != len(molecules):
+        molecules, kept = cls.load(config, vocabulary), data_report(folder)["kept"]
+        if kept != len(molecules):
             raise ValueError(
-                f"{config.data} gives {len(molecules)} molecules, but {report['kept']} when the "
+                f"{config.data} gives {len(molecules)} molecules, but {kept} when the "
                 f"run in {folder} began; its run.json names the versions of then"
             )
         return cls(config, vocabulary, molecules)
 
     @classmethod
-    def load(cls, config: Config, vocabulary: Vocabulary, *, unique: bool = True) -> MoleculeSet:
+    def load(cls, config: Config, vocabulary: Vocabulary) -> MoleculeSet:
         """Read the molecules of a configuration and encode them under a known vocabulary."""
-        return encode_table(cls.read(config, unique=unique), vocabulary, config.molecules)
+        return encode_table(cls.read(config), vocabulary, config.molecules)
 
     def save_into(self, folder: Path) -> None:
         """Write vocabulary, digest of the file and account of its rows beside the configuration."""

@@ -42,7 +42,7 @@ class QM9(MoleculeExperiment[QM9Config]):
     predictions = ("gap_ev", "polarisability")
 
     @classmethod
-    def read(cls, config: QM9Config, *, unique: bool) -> MoleculeTable:
+    def read(cls, config: QM9Config) -> MoleculeTable:
         """Read a table or an official archive."""
         data = config.molecules
         return read_qm9(
@@ -53,5 +53,5 @@ class QM9(MoleculeExperiment[QM9Config]):
             data.gap_unit,
             strict=data.strict,
             check=data.check,
-            unique=unique,
+            unique=True,
         )

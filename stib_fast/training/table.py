@@ -68,7 +68,7 @@ class Table(MoleculeExperiment[TableConfig]):
         return self.config.molecules.targets
 
     @classmethod
-    def read(cls, config: TableConfig, *, unique: bool) -> MoleculeTable:
+    def read(cls, config: TableConfig) -> MoleculeTable:
         """Read the columns of a file."""
         data = config.molecules
         if not data.targets:
@@ -79,7 +79,7 @@ class Table(MoleculeExperiment[TableConfig]):
             targets=data.targets,
             strict=data.strict,
             check=data.check,
-            unique=unique,
+            unique=True,
         )
 
     @classmethod
@@ -101,12 +101,10 @@ class Table(MoleculeExperiment[TableConfig]):
         return cls(config, cache.vocabulary, encoded)
 
     @classmethod
-    def load(
-        cls, config: TableConfig, vocabulary: Vocabulary, *, unique: bool = True
-    ) -> MoleculeSet:
+    def load(cls, config: TableConfig, vocabulary: Vocabulary) -> MoleculeSet:
         """Read a table, or open a token cache, under a known vocabulary."""
         if not Path(config.data).is_dir():
-            return super().load(config, vocabulary, unique=unique)
+            return super().load(config, vocabulary)
         cache = _fitting_cache(config, vocabulary)
         if not config.molecules.check:
             return _on_disk(config, cache)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stib_fast.models import Autoencoder, Latent, STIBWithoutAdversary
 from stib_fast.training.artificial import Artificial, ArtificialConfig
-from stib_fast.training.checkpoint import load_checkpoint
+from stib_fast.training.checkpoint import load_checkpoint, load_weights
 from stib_fast.training.molecules import MoleculeExperiment
 from stib_fast.training.qm9 import QM9
 from stib_fast.training.run import Run
@@ -81,16 +82,32 @@ def config_from(kind: type, content: dict[str, Any]) -> Any:
     Raises
     ------
     ValueError
-        Naming a key that is unknown or of the wrong type.
+        Naming a key that is unknown, missing or of the wrong type.
     """
     import jsonargparse  # training and its benchmarks do without
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=kind)
     try:
-        return parser.instantiate(parser.parse_object({"config": content})).config
+        config = parser.instantiate(parser.parse_object({"config": content})).config
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"config.yaml: {error}") from error
+    missing = next(_missing(content, asdict(config)), None)
+    if missing is not None:  # its default of today need not be what the run was trained with
+        raise ValueError(
+            f"config.yaml: {missing} is missing: the run was trained by another version of "
+            "stib_fast, see run.json"
+        )
+    return config
+
+
+def _missing(content: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
+    """Keys of nested dictionaries that are not in others, joined by dots."""
+    for key, value in expected.items():
+        if key not in content:
+            yield key
+        elif isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in _missing(content[key], value))
 
 
 def experiment_of(run: Run, *, with_data: bool) -> Artificial | MoleculeExperiment:
@@ -101,9 +118,6 @@ def experiment_of(run: Run, *, with_data: bool) -> Artificial | MoleculeExperime
     if name not in MOLECULE_EXPERIMENTS:
         raise ValueError(f"{run.folder}: unknown experiment {name!r}")
     kind = MOLECULE_EXPERIMENTS[name]
-    # Runs from before there was a test part trained on all but the validation part.
-    if isinstance(content.get("molecules"), dict):
-        content["molecules"].setdefault("test_fraction", 0.0)
     config = config_from(kind.config_type, content)
     return kind.from_run(config, run.folder, with_data=with_data)
 
@@ -126,15 +140,12 @@ def load(folder: str | Path, *, with_data: bool = False) -> Trained:
     Raises
     ------
     ValueError
-        If the folder is no run, has no checkpoint, or a damaged one.
+        If the folder is no run, has no checkpoint or a damaged one, or is of another version.
     """
     run = Run(folder)
     experiment = experiment_of(run, with_data=with_data)
     model = experiment.model()
-    try:
-        model.load_state_dict(load_checkpoint(run.checkpoint)["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{run.checkpoint} does not fit {run.folder}/config.yaml") from error
+    load_weights(model, load_checkpoint(run.checkpoint)["model"], run.checkpoint)
     return Trained(model, experiment)
 
 
@@ -152,5 +163,5 @@ def selected_model(
     if kept is None:
         return None
     model = experiment.model()
-    model.load_state_dict(kept["model"])
+    load_weights(model, kept["model"], run.checkpoint)
     return kept["step"], model.eval()

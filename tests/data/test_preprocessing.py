@@ -25,7 +25,7 @@ def test_split_parts_all_rows(n: int, validation: float, test: float, seed: int)
 def test_test_rows_are_taken_from_the_training_rows(
     n: int, validation: float, test: float, seed: int
 ) -> None:
-    """Settings that were chosen before there was a test part were not chosen on its rows."""
+    """The validation rows, which settings are chosen by, are the same without a test part."""
     train_before, validation_before, none = split(n, validation, 0.0, seed)
     train, validation_rows, test_rows = split(n, validation, test, seed)
     assert len(none) == 0
@@ -33,8 +33,7 @@ def test_test_rows_are_taken_from_the_training_rows(
     assert torch.equal(torch.cat([train, test_rows]).sort().values, train_before)
 
 
-def test_validation_rows_are_those_of_earlier_versions() -> None:
-    # Computed by the version with two parts: split(100, 0.05, 0)[1] and split(40, 0.1, 3)[1].
+def test_a_seed_always_gives_the_same_validation_rows() -> None:
     assert split(100)[1].tolist() == [19, 44, 71, 90, 93]
     assert split(40, 0.1, seed=3)[1].tolist() == [20, 26, 33, 37]
 

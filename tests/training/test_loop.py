@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 import stib_fast
 from stib_fast.data import sample
@@ -17,6 +18,7 @@ from stib_fast.training import (
     Run,
     VectorModel,
     evaluation_points,
+    experiment_of,
     train,
 )
 from stib_fast.training import loop as loop_module
@@ -91,21 +93,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, critic_steps):
         assert torch.equal(a, b), name
     texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
     assert texts[0] == texts[1]
-
-
-def test_a_checkpoint_of_version_0_1_0_resumes_bit_for_bit(tmp_path):
-    """It names no device and holds the learning rate as a number."""
-    whole = train(Quick(SMALL), new_run(tmp_path / "whole"))
-    run = new_run(tmp_path / "old")
-    with pytest.raises(Interrupted):
-        train(stopping(Quick(SMALL), signal.SIGINT, after=17), run)
-    state = load_checkpoint(run.checkpoint)
-    assert state.pop("device") == "cpu"
-    state["optimiser"]["param_groups"][0]["lr"] = 1e-3
-    save_checkpoint(run.checkpoint, state)
-    resumed = train(Quick(SMALL), run, resume=True)
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is usable here")
@@ -201,6 +188,27 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     content = run.checkpoint.read_bytes()
     run.checkpoint.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        stib_fast.load(run.folder)
+
+
+def test_a_run_of_another_version_is_told_as_such(tmp_path):
+    run = new_run(tmp_path / "run")
+    train(Quick(SMALL), run)
+    config = run.folder / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(content | {"model": content["model"] | {"hidden": [8]}}))
+    for use in (
+        lambda: stib_fast.load(run.folder),
+        lambda: train(experiment_of(run, with_data=True), run, resume=True),
+    ):
+        with pytest.raises(
+            ValueError, match=r"checkpoint\.pt does not fit .* see run\.json"
+        ) as told:
+            use()
+        assert "\n" not in str(told.value)
+    del content["model"]["critic_reads"]
+    config.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"model\.critic_reads is missing: .* see run\.json$"):
         stib_fast.load(run.folder)
 
 

@@ -1,11 +1,10 @@
-"""The experiments on molecules: anybody's table, ZINC, token caches, runs of earlier versions."""
+"""The experiments on molecules: anybody's table, ZINC, token caches."""
 
 import gzip
 import json
 import random
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,12 +23,10 @@ from stib_fast.training import (
     Zinc,
     ZincConfig,
     experiment_of,
-    load,
     train,
 )
-from stib_fast.training.molecule_data import digest, invariance_rows
+from stib_fast.training.molecule_data import invariance_rows
 
-OLD_RUN = Path(__file__).parent / "old_runs" / "qm9_0_1_0"
 SMALL_MODEL = SmilesModel(
     z0_dim=4, z1_dim=2, feature_dim=2, hidden=(16,), channels=8, encoder_hidden=16,
     decoder_hidden=16, embedding_dim=4,
@@ -124,7 +121,7 @@ def test_only_the_evaluation_sees_the_test_part(table, tmp_path):
     assert all(figures[k] == v for k, v in other_figures.items() if k.startswith("train_"))
 
 
-def test_without_a_test_part_the_evaluation_is_of_the_validation_part(table):
+def test_without_a_test_part_the_evaluation_is_of_the_validation_part(table, tmp_path):
     experiment = Table.from_file(small_config(table, test_fraction=0.0))
     model = experiment.model()
     data = experiment.encoded
@@ -134,6 +131,10 @@ def test_without_a_test_part_the_evaluation_is_of_the_validation_part(table):
     with torch.no_grad():
         along = experiment.measure(model)
     assert along == {name: evaluated[name] for name in along}
+    run = Run(tmp_path / "run")
+    run.create(experiment)
+    run.write_evaluation(evaluated)
+    assert table_of([run]).endswith("; no test part: validation molecules in its place.\n")
 
 
 @pytest.mark.parametrize(
@@ -379,52 +380,6 @@ def test_a_cache_must_fit_the_model(table, tmp_path):
     cache_of(other, folder)
     with pytest.raises(ValueError, match="has changed since the run"):
         experiment_of(run, with_data=True)
-
-
-# ---- runs of version 0.1.0 -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def old_run(tmp_path):
-    """A run folder that version 0.1.0 wrote, with the place of its data put right."""
-    folder = tmp_path / "old"
-    shutil.copytree(OLD_RUN, folder)
-    config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(
-        config.replace("data: molecules.csv", f"data: {folder / 'molecules.csv'}")
-    )
-    return Run(folder)
-
-
-def test_an_old_run_evaluates_as_it_did(old_run):
-    trained = load(old_run.folder, with_data=True)
-    figures = trained.experiment.evaluate(trained.model)
-    old = old_run.read_evaluation()
-    assert len(trained.experiment.encoded.test_rows) == 0
-    assert set(old) <= set(figures)
-    for name, value in old.items():
-        # Other kernels round otherwise: a few units of float32's last place, more in MI and probes.
-        assert figures[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
-
-
-def test_the_table_tells_that_an_old_run_has_no_test_part(old_run):
-    last = table_of([old_run]).splitlines()[-1]
-    assert last == "Data (old): no test part: validation molecules in its place."
-
-
-def test_an_old_run_resumes(old_run):
-    config = old_run.folder / "config.yaml"
-    config.write_text(config.read_text().replace("steps: 3", "steps: 5"))
-    train(experiment_of(old_run, with_data=True), old_run, resume=True)
-    rows = old_run.metrics.read_text().splitlines()
-    assert [row.partition(",")[0] for row in rows] == ["step", "1", "2", "3", "4", "5"]
-
-
-def test_an_old_run_keeps_its_repeated_rows(old_run):
-    path = old_run.folder / "molecules.csv"
-    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
-    (old_run.folder / "data.sha256").write_text(digest(str(path)) + "\n")
-    assert len(experiment_of(old_run, with_data=True).encoded.ids) == 41
 
 
 # ---- the real molecules --------------------------------------------------------------------------
