@@ -6,7 +6,7 @@ from stib_fast.models.blocks import ScaledMLP, Towers, VectorDecoder, kl_per_dim
 from stib_fast.models.conditional import CVAE, CVIB
 from stib_fast.models.kinds import TITLES, Kind, assembled, vector_model, vector_stib
 from stib_fast.models.smiles import SmilesDecoder, SmilesEncoder
-from stib_fast.models.stib import STIB, VAE, CriticReads, STIBWithoutAdversary
+from stib_fast.models.stib import STIB, VAE, STIBWithoutAdversary
 
 __all__ = [
     "CVAE",
@@ -15,7 +15,6 @@ __all__ = [
     "TITLES",
     "VAE",
     "Autoencoder",
-    "CriticReads",
     "Decoder",
     "Kind",
     "Latent",

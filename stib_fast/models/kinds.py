@@ -12,7 +12,7 @@ from stib_fast.data import Standardiser
 from stib_fast.models.autoencoder import Autoencoder
 from stib_fast.models.blocks import ScaledMLP, VectorDecoder, glorot_
 from stib_fast.models.conditional import CVAE, CVIB
-from stib_fast.models.stib import STIB, VAE, CriticReads, STIBWithoutAdversary
+from stib_fast.models.stib import STIB, VAE, STIBWithoutAdversary
 from stib_fast.nn import InvarianceCritic
 
 Kind = Literal["stib", "stib-no-adv", "vae", "cvae", "cvib"]
@@ -39,7 +39,6 @@ def assembled(
     z1_dim: int,
     targets: Standardiser | None = None,
     y_scale: float = 1.0,
-    critic_reads: CriticReads = "draws",
 ) -> Autoencoder:
     """Put a model together; all kinds have z0_dim + z1_dim latent dimensions.
 
@@ -55,8 +54,8 @@ def assembled(
         Makes the critic of Z0 and y.
     y_dim, z0_dim, z1_dim : int
         Columns of y, Z0 and Z1.
-    targets, y_scale, critic_reads
-        See `Autoencoder`, `CVAE` and `STIB`.
+    targets, y_scale
+        See `Autoencoder` and `CVAE`.
     """
     z_dim = z0_dim + z1_dim
     if kind == "cvae" or kind == "cvib":
@@ -67,7 +66,7 @@ def assembled(
     networks = encoder(z0_dim, z1_dim), decoder(z_dim)
     if kind == "stib-no-adv":
         return STIBWithoutAdversary(*networks, predictor(z1_dim), z0_dim, z1_dim, targets)
-    return STIB(*networks, predictor(z1_dim), critic(), z0_dim, z1_dim, targets, critic_reads)
+    return STIB(*networks, predictor(z1_dim), critic(), z0_dim, z1_dim, targets)
 
 
 def vector_model(
@@ -85,7 +84,6 @@ def vector_model(
     cycle_weight: float = 0.01,
     x_scale: float = 1.0,
     y_scale: float = 1.0,
-    critic_reads: CriticReads = "draws",
 ) -> Autoencoder:
     """Make a model of real vectors: every network an MLP.
 
@@ -107,8 +105,6 @@ def vector_model(
         Weight of the bijection's loss against I in nats.
     x_scale, y_scale : float
         About the spread of x and y.
-    critic_reads : {"draws", "means"}
-        See `STIB`.
 
     Returns
     -------
@@ -140,7 +136,6 @@ def vector_model(
         z0_dim=z0_dim,
         z1_dim=z1_dim,
         y_scale=y_scale,
-        critic_reads=critic_reads,
     )
     if glorot:
         glorot_(model)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
-
 import torch
 from torch import Tensor, nn
 
 from stib_fast.data import Standardiser
 from stib_fast.models.autoencoder import Autoencoder, Posterior
 from stib_fast.nn import InvarianceCritic
-
-CriticReads: TypeAlias = Literal["draws", "means"]
 
 
 class STIBWithoutAdversary(Autoencoder):
@@ -76,15 +72,6 @@ class STIB(STIBWithoutAdversary):
         Of Z0 and y.
     z0_dim, z1_dim, targets
         See `Autoencoder`.
-    critic_reads : {"draws", "means"}
-        What the critic reads of q(z0|x): draws, as in the paper, or the means. Where the means are
-        independent of Y, so are draws around them; the converse fails, since noise can hide from a
-        critic what the means still tell.
-
-    Raises
-    ------
-    ValueError
-        `critic_reads` is neither.
 
     Examples
     --------
@@ -104,17 +91,9 @@ class STIB(STIBWithoutAdversary):
         z0_dim: int,
         z1_dim: int,
         targets: Standardiser | None = None,
-        critic_reads: CriticReads = "draws",
     ) -> None:
         super().__init__(encoder, decoder, predictor, z0_dim, z1_dim, targets)
-        if critic_reads not in get_args(CriticReads):
-            raise ValueError(f"critic_reads must be 'draws' or 'means'; got {critic_reads!r}")
         self.critic = critic
-        self.critic_reads = critic_reads
-
-    def critic_input(self, posterior: Posterior, z: Tensor) -> Tensor:
-        """Return Z0 [B, z0_dim] as the critic reads it, given q(z|x) and draws z [B, d] from it."""
-        return self.split(posterior.mean if self.critic_reads == "means" else z).z0
 
 
 class VAE(STIBWithoutAdversary):

@@ -15,7 +15,7 @@ from torch import Tensor
 from stib_fast.data import Spiral, SpiralStream, sample
 from stib_fast.functional import knn_mi
 from stib_fast.metrics import invariance, mae, posterior_draw
-from stib_fast.models import Autoencoder, CriticReads, Kind, vector_model
+from stib_fast.models import Autoencoder, Kind, vector_model
 from stib_fast.training.execution import Execution
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.run import Figure
@@ -43,7 +43,6 @@ class VectorModel:
     cycle_weight: float = 0.01
     x_scale: float = 2.309  # the spread of U(-4, 4)
     y_scale: float = 2.0
-    critic_reads: CriticReads = "draws"
 
 
 @dataclass(frozen=True)

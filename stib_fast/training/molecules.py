@@ -18,7 +18,6 @@ from stib_fast.data import MoleculeTable, Rows, ShuffledBatches, Standardiser
 from stib_fast.metrics import invariance, mae, string_accuracy, token_accuracy
 from stib_fast.models import (
     Autoencoder,
-    CriticReads,
     Kind,
     ScaledMLP,
     SmilesDecoder,
@@ -79,7 +78,6 @@ class SmilesModel:
     decoder_hidden: int = 128
     embedding_dim: int = 32
     cycle_weight: float = 0.01
-    critic_reads: CriticReads = "draws"
 
 
 def molecule_optimisation(steps: int, batch: int) -> Optimisation:
@@ -279,7 +277,6 @@ class MoleculeExperiment(ABC, Generic[Config]):
             z0_dim=sizes.z0_dim,
             z1_dim=sizes.z1_dim,
             targets=targets,
-            critic_reads=sizes.critic_reads,
         )
 
     def stream(self, device: torch.device, share: slice) -> ShuffledBatches:

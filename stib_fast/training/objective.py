@@ -110,8 +110,7 @@ def stib_objective(
     taking both steps at once is then the same as taking one after the other, and one pass with the
     sign of I's gradient reversed between critic and encoder gives both gradients
     (`stib_fast.nn.InvarianceCritic`). The authors' code differs in one thing: it encodes the batch
-    anew, with new noise, between the two steps. A critic that reads means has those of Z₀ instead
-    of a draw.
+    anew, with new noise, between the two steps.
 
     Parameters
     ----------
@@ -139,16 +138,16 @@ def stib_objective(
     StibTerms
     """
     z, posterior = _latent(model, x, noise)
+    z0, z1 = model.split(z)
     kl, x_loss, y_loss, share = _shares(
         whole,
         _kl(posterior),
         model.reconstruction_loss(z, x).mean(),
-        _squared_error(model, model.split(z).z1, y),
+        _squared_error(model, z1, y),
         rows=len(y),
     )
     lam = torch.as_tensor(lam, dtype=torch.float64)
     weight = (lam * invariance_weight).to(z.dtype)
-    z0 = model.critic_input(posterior, z)
     adversary, mi, cycle = model.critic.losses(z0, y, weight=weight, group=group, whole=whole)
     loss = kl + lam.to(z.dtype) * (x_loss + target_weight * y_loss) + adversary
     if whole is not None:  # the critic's loss holds I of the whole
@@ -260,15 +259,15 @@ def cvib_objective(
 
 
 @torch.no_grad()
-def z0_for_critic(model: STIB, x: Tensor, noise: Tensor) -> Tensor:
-    """Z0 [B, n0] of these rows, as the critic reads it."""
-    z, posterior = _latent(model, x, noise)
-    return model.critic_input(posterior, z)
+def drawn_z0(model: STIB, x: Tensor, noise: Tensor) -> Tensor:
+    """Draw Z0 [B, n0] of these rows, for the critic to read."""
+    z, _ = _latent(model, x, noise)
+    return model.split(z).z0
 
 
 def critic_moments(model: STIB, x: Tensor, y: Tensor, noise: Tensor) -> Moments:
     """Moments of what `stib_objective` takes the mutual information of, in these rows."""
-    return model.critic.moments(z0_for_critic(model, x, noise), y)
+    return model.critic.moments(drawn_z0(model, x, noise), y)
 
 
 def row_count(model: Autoencoder, x: Tensor, y: Tensor, noise: Tensor) -> RowCount:

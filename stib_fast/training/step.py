@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from stib_fast.models import STIB, Autoencoder
 from stib_fast.training.execution import Execution
-from stib_fast.training.objective import OBJECTIVES, Terms, z0_for_critic
+from stib_fast.training.objective import OBJECTIVES, Terms, drawn_z0
 from stib_fast.training.optimisation import Optimisation
 from stib_fast.training.processes import ALONE, Processes
 
@@ -154,7 +154,7 @@ class TrainingStep:
         self._optimiser.zero_grad(set_to_none=True)
         around: dict[str, Any] = {"group": processes.group}
         with self._autocast():
-            read = [(z0_for_critic(self._model, x, noise), y) for x, y, noise in parts]
+            read = [(drawn_z0(self._model, x, noise), y) for x, y, noise in parts]
             if len(parts) > 1:
                 around = {"whole": self._gathered([critic.moments(z0, y) for z0, y in read])}
         for z0, y in read:

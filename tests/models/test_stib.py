@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stib_fast.models import kl_per_dimension, vector_model, vector_stib
+from stib_fast.models import kl_per_dimension, vector_stib
 
 
 @pytest.fixture
@@ -53,8 +53,3 @@ def test_glorot_sets_the_biases_to_zero():
 def test_an_unknown_activation_is_named():
     with pytest.raises(ValueError, match=r"activation must be one of .*softplus.*got 'sofplus'"):
         vector_stib(2, 2, 2, 1, activation="sofplus")
-
-
-def test_an_unknown_input_of_the_critic_is_named():
-    with pytest.raises(ValueError, match="critic_reads must be 'draws' or 'means'; got 'mean'"):
-        vector_model("stib", 2, 2, 2, 1, critic_reads="mean")
