@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from stib_fast.models import TITLES, kl_per_dimension
-from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.figures import LatentSpace, latent_figure, training_figure
 from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
     ARTIFICIAL_PAPER,
@@ -41,32 +43,33 @@ def write_report(run: Run, trained: Trained) -> list[Path]:
     if not isinstance(trained.experiment, Artificial):
         _molecule_figure(run, trained.experiment, training)
         return [table, training]
-    model = _model_of(run)
+    model = model_of(run)
     training_figure(
         run.metrics, training, model=model, paper=ARTIFICIAL_PAPER[model], limit=ARTIFICIAL_LIMIT
     )
     latent = run.folder / "latent.png"
-    _latent_figure(trained, latent, title=f"Figure 4: latent space of {model}")
+    points = evaluation_points()
+    panel = latent_space(trained, points.x, f"Figure 4: latent space of {model}")
+    latent_figure([panel], points.t, latent)
     return [table, training, latent]
 
 
-def _model_of(run: Run) -> str:
+def model_of(run: Run) -> str:
     """The paper's name of a run's model; runs of version 0.1.0 are all of STIB."""
     return TITLES[run.config()["model"].get("kind", "stib")]
 
 
-def _latent_figure(trained: Trained, path: Path, title: str) -> None:
-    data = evaluation_points()
-    part = trained.model.invariant_part(data.x)
+def latent_space(trained: Trained, x: Tensor, title: str) -> LatentSpace:
+    """Choose the two dimensions of a model's Z that the paper's Figure 4 shows of some points."""
+    part = trained.model.invariant_part(x)
     # The KL divergence switches dimensions off: those in use are the ones to look at.
     order = kl_per_dimension(*part).argsort(descending=True)
     across = part.mean[:, order[0]]
-    z0, z1 = trained.encode(data.x)
+    z0, z1 = trained.encode(x)
     if z0.numel() and z1.numel():
-        latent_figure(across, z1, data.t, path, title=title)
-        return
+        return LatentSpace(title, across, z1)
     labels = ("Z, most active dimension", "Z, second dimension")
-    latent_figure(across, part.mean[:, order[:2][-1]], data.t, path, title=title, labels=labels)
+    return LatentSpace(title, across, part.mean[:, order[:2][-1]], labels)
 
 
 def table_of(runs: Sequence[Run]) -> str:
@@ -90,7 +93,7 @@ def table_of(runs: Sequence[Run]) -> str:
     results = {}
     for run, label in zip(runs, labels, strict=True):
         figures, selected = run.read_evaluation(), run.read_selected()
-        name = f"{_model_of(run)} ({label})"
+        name = f"{model_of(run)} ({label})"
         if selected is not None:
             results[f"{name}, step {selected['step']:,}"] = selected
             name += ", last step"
@@ -114,11 +117,13 @@ def table_of(runs: Sequence[Run]) -> str:
         # The paper's MI is between Z0 and QED: it stands beside nothing else.
         beside_paper = experiment == Zinc.name and targets == ["qed"]
         table = molecule_table(results, targets, ZINC_PAPER if beside_paper else None)
-    return table + "".join(_account(run, label) for run, label in zip(runs, labels, strict=True))
+    return table + "".join(
+        data_account(run, label) for run, label in zip(runs, labels, strict=True)
+    )
 
 
 def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> None:
-    model = _model_of(run)
+    model = model_of(run)
     if isinstance(experiment, QM9):
         training_figure(run.metrics, path, model=model, paper=QM9_PAPER[model], limit={})
         return
@@ -132,7 +137,7 @@ def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> No
     training_figure(run.metrics, path, model=model, paper=paper, limit={}, panels=panels)
 
 
-def _account(run: Run, label: str) -> str:
+def data_account(run: Run, label: str) -> str:
     """Tell how many rows of its file a run has used, why not the others, and what it lacks."""
     report, settings = data_report(run.folder), run.config()["molecules"]
     parts = []
