@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,7 +42,7 @@ def sections_figure(z0: Array, z1: Array, properties: Mapping[str, Array], path:
     """Draw Z1 in four of ten sections of Z0, coloured by ten bins of each property.
 
     The later version's Figure 5. Sections hold equal numbers of molecules along the first principal
-    component of Z0; grey points are all molecules. Of a Z1 of more than two dimensions the first
+    component of Z0. Of a Z1 of more than two dimensions the first
     two principal components are drawn.
 
     Parameters
@@ -84,7 +85,6 @@ def sections_figure(z0: Array, z1: Array, properties: Mapping[str, Array], path:
         edges = np.histogram_bin_edges(values, BINS)
         for axes, section in zip(line, SHOWN, strict=True):
             rows = parts[section]
-            axes.scatter(*plane.T, s=1, color="#e3e5e8", linewidths=0)
             points = axes.scatter(
                 *plane[rows].T,
                 c=values[rows],
@@ -199,14 +199,19 @@ def consistency_panels(panels: Sequence[Consistency], path: Path) -> None:
         _boxes(axes, panel)
     grid[0].set_yticks(
         range(1, len(points) + 2),
-        ["held-out molecules", *(f"generated at\n{point}" for point in points)],
+        [
+            "held out:\npredicted − data",
+            *(f"{point}:\npredicted − wanted" for point in points),
+        ],
     )
+    grid[0].invert_yaxis()  # of all panels, which share it
     save_png(figure, path)
 
 
 def _boxes(axes: Axes, panel: Consistency) -> None:
     error = float(np.abs(panel.held_out).mean())
-    axes.axvspan(-error, error, color="#cfe3f5", linewidth=0, label=f"model's MAE, ±{error:.2g}")
+    axes.axvspan(-error, error, color="#cfe3f5", linewidth=0)
+    axes.set_title(f"shaded: the model's mean absolute error, ±{error:.2g}", fontsize=9)
     axes.axvline(0, color="#55595f", linewidth=0.8)
     samples = [panel.held_out, *panel.generated.values()]
     boxes = axes.boxplot(
@@ -219,13 +224,12 @@ def _boxes(axes: Axes, panel: Consistency) -> None:
     )
     for row, box in enumerate(boxes["boxes"]):
         box.set_facecolor("#3b7dbd" if row else "#c9ccd1")
-    axes.set_xlabel(f"{panel.label}: predicted − wanted (held out: − data)", fontsize=9)
+    axes.set_xlabel(panel.label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=8)
 
 
 def molecules_figure(rows: Sequence[Sequence[tuple[str, str]]], path: Path) -> None:
-    """Draw rows of molecules, each (SMILES, what stands below), as a PNG.
+    """Draw rows of molecules, each (SMILES, what stands above it), as a PNG.
 
     Examples
     --------
@@ -235,19 +239,29 @@ def molecules_figure(rows: Sequence[Sequence[tuple[str, str]]], path: Path) -> N
     ...     (Path(folder) / "m.png").exists()
     True
     """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(3.4 * columns, 2.5 * len(rows)), layout="constrained")
+    for line, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axes in line:
+            axes.axis("off")
+        for axes, (smiles, title) in zip(line, row, strict=False):
+            axes.imshow(_drawn(smiles))
+            axes.set_title(title, fontsize=10)
+    save_png(figure, path)
+
+
+def _drawn(smiles: str) -> Array:
+    """A molecule's structure as an image."""
+    from matplotlib.image import imread
     from rdkit import Chem
     from rdkit.Chem.Draw import rdMolDraw2D
 
-    columns = max(map(len, rows))
-    width, height = 300, 230
-    cells = [cell for row in rows for cell in [*row, *[("", "")] * (columns - len(row))]]
-    drawer = rdMolDraw2D.MolDraw2DCairo(width * columns, height * len(rows), width, height)
-    options: Any = drawer.drawOptions()  # whose types its stubs get wrong
-    options.legendFontSize = 16
-    options.legendFraction = 0.22
-    drawer.DrawMolecules(
-        [Chem.MolFromSmiles(smiles) for smiles, _ in cells],
-        legends=[legend for _, legend in cells],
-    )
+    drawer = rdMolDraw2D.MolDraw2DCairo(480, 300)
+    options: Any = drawer.drawOptions()
+    options.fixedBondLength = 65  # of all molecules alike, unless one is too large
+    options.bondLineWidth = 3
+    rdMolDraw2D.PrepareAndDrawMolecule(drawer, Chem.MolFromSmiles(smiles))
     drawer.FinishDrawing()
-    path.write_bytes(drawer.GetDrawingText())
+    return np.asarray(imread(io.BytesIO(drawer.GetDrawingText())))

@@ -34,13 +34,13 @@ def account_text(units: list[dict[str, Any]]) -> str:
         ]
         for unit in units
     ]
-    machines = "; ".join(dict.fromkeys(_machine(unit) for unit in units))
+    machines = "; ".join(dict.fromkeys(_machine(unit) for unit in units if "threads" in unit))
     commands = "\n".join(unit["command"] for unit in units)
     return (
         f"### What it took\n\n{markdown_table(header, body)}\n"
         "minutes: wall clock of all sessions, with loading, measuring and drawing.\n"
         f"Machine: {machines}.\n\n"
-        f"In the folder of all results:\n\n```bash\n{commands}\n```\n"
+        f"Commands, in the folder of all results:\n\n```bash\n{commands}\n```\n"
     )
 
 
@@ -55,15 +55,16 @@ def _of(unit: Unit, finished: Finished) -> dict[str, Any]:
         "cores": record.cores,
         "gpu": record.gpu,
     }
+    folder = finished.store.of(unit)
     if unit.trains:
-        told |= _of_training(Run(finished.store.of(unit)))
-    return told
+        return told | _of_training(Run(folder))
+    return told | {"seed": json.loads((folder / "summary.json").read_text())["seed"]}
 
 
 def _of_training(run: Run) -> dict[str, Any]:
     optimisation = run.config()["optimisation"]
     versions = json.loads((run.folder / "run.json").read_text())
-    told = {
+    told: dict[str, Any] = {
         "seed": optimisation["seed"],
         "steps": optimisation["steps"],
         "threads": versions["threads"],
@@ -78,10 +79,8 @@ def _of_training(run: Run) -> dict[str, Any]:
 
 def _machine(unit: dict[str, Any]) -> str:
     parts = [unit["gpu"]] if unit["gpu"] else []
-    parts += [unit["processor"], f"{unit['cores']} cores"]
-    if "threads" in unit:
-        parts.append(f"{unit['threads']} thread{'s' if unit['threads'] > 1 else ''}")
-        parts += [f"{name} {version}" for name, version in unit["versions"].items()]
+    parts += [unit["processor"], f"{unit['cores']} cores", f"threads: {unit['threads']}"]
+    parts += [f"{name} {version}" for name, version in unit["versions"].items()]
     return ", ".join(parts)
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-LENGTHS = (1, 2, 3, 4, 5, 6)
-PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+LENGTHS = (2, 4, 6)
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def _held_out(run: Path) -> dict[str, NDArray[np.float64]]:
 def _counts(points: list[_Point]) -> str:
     body = [["decoded", *(f"{point.summary['sampled']:,}" for point in points)]]
     for stage, what in DROPPED.items():
-        body.append([what, *(f"−{point.summary['dropped'][stage]:,}" for point in points)])
+        counts = [f"{point.summary['dropped'][stage]:,}" for point in points]
+        body.append([f"dropped: {what}", *counts])
     body.append(["new molecules, kept", *(f"{point.summary['kept']:,}" for point in points)])
     return markdown_table(["strings", *(point.label for point in points)], body)
 
@@ -112,11 +113,11 @@ def _consistency(points: list[_Point], names: list[str]) -> str:
 
 def _cells(point: _Point, names: list[str]) -> list[tuple[str, str]]:
     wanted = point.summary["wanted"]
-    first = f"start of the search; wanted: {_values(wanted, names)}"
+    first = f"start of the search; wanted:\n{_values(wanted, names)}"
     cells = [(point.summary["reference"], first)]
     for number, row in enumerate(point.molecules[:NEAREST], 1):
-        which = f"{'nearest' if number == 1 else 'second nearest'}: {_values(row, names)}"
-        cells.append((row["smiles"], which))
+        which = "nearest" if number == 1 else "second nearest"
+        cells.append((row["smiles"], f"{which}, predicted:\n{_values(row, names)}"))
     return cells
 
 
@@ -132,4 +133,4 @@ def _label(name: str) -> str:
 def _with_unit(name: str, value: float) -> str:
     """A value with its unit, or after its name where the unit is not known."""
     unit = UNITS.get(name, (name, ""))[1]
-    return f"{value:.4g} {unit}" if unit else f"{name} {value:.4g}"
+    return f"{value:#.4g} {unit}" if unit else f"{name} {value:#.3g}"

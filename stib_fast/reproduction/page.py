@@ -113,7 +113,8 @@ def _how_to(records: dict[str, dict[str, Any]], page: Path) -> str:
 def _section(
     experiment: Experiment, folder: Path, record: dict[str, Any], pictures: list[Path]
 ) -> str:
-    parts = [f"## {experiment.title}\n", f"{experiment.shows}\n"]
+    trial = f": a trial of {record['steps']:,} steps" if record["steps"] else ""
+    parts = [f"## {experiment.title}{trial}\n", f"{experiment.shows}\n"]
     for picture, path in zip(record["pictures"], pictures, strict=True):
         caption = picture["caption"]
         parts.append(f"![{caption}]({path.parent.name}/{path.name})\n\n*{caption}*\n")

@@ -28,7 +28,7 @@ from stib_fast.training.molecules import TrainingSet
 
 Results = dict[str, dict[str, Any]]
 
-PANEL_POINTS = 4_000  # in each panel of the latent spaces: more would hide one another
+PANEL_POINTS = 3_000  # in each panel of the latent spaces: more would hide one another
 
 
 def latent(finished: Finished) -> Products:
@@ -37,9 +37,8 @@ def latent(finished: Finished) -> Products:
     x, t = points.x[:PANEL_POINTS], points.t[:PANEL_POINTS]
     panels = [latent_space(load(run.folder), x, model_of(run)) for run in finished.trainings]
     latent_figure(panels, t, finished.folder / "latent.png")
-    results = _results(finished.trainings)
     caption = "Latent spaces, coloured by the angle t of the spiral, which Y depends on."
-    text = artificial_table(results) + _left_in_z0(results)
+    text = _left_in_z0(_results(finished.trainings))
     return Products(text, (Picture("latent.png", caption),))
 
 
@@ -57,7 +56,7 @@ def artificial(finished: Finished) -> Products:
         seeds = [run.config()["optimisation"]["seed"] for run in runs]
         results[f"{model}, median"] = _median(rows)
         results |= {f"{model}, seed {s}": row for s, row in zip(seeds, rows, strict=True)}
-    return Products(artificial_table(results) + _left_in_z0(results))
+    return Products(f"{artificial_table(results)}\n{_left_in_z0(results)}")
 
 
 def artificial_paper(finished: Finished) -> Products:
@@ -70,7 +69,7 @@ def artificial_paper(finished: Finished) -> Products:
         results[f"checkpoint at {figures.pop('step'):,}"] = figures
     results["last iteration"] = run.read_evaluation()
     table = artificial_table(results, ARTIFICIAL_AUTHORS_CODE)
-    return Products(table + _left_in_z0(results))
+    return Products(f"{table}\n{_left_in_z0(results)}")
 
 
 def qm9(finished: Finished) -> Products:
@@ -80,7 +79,7 @@ def qm9(finished: Finished) -> Products:
     experiment = _experiment(load(runs[0].folder, with_data=True))
     errors, chosen = _baselines(experiment)
     table = qm9_table(_with_training_part(results), errors)
-    return Products(table + chosen + data_account(runs[0], "all") + _left_in_z0(results))
+    return Products(f"{table}{chosen}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}")
 
 
 def zinc(finished: Finished) -> Products:
@@ -88,7 +87,7 @@ def zinc(finished: Finished) -> Products:
     runs = finished.trainings
     results = _results(runs)
     table = molecule_table(_with_training_part(results), ["qed"], ZINC_PAPER)
-    return Products(table + data_account(runs[0], "all") + _left_in_z0(results))
+    return Products(f"{table}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}")
 
 
 def dimensions(finished: Finished) -> Products:
@@ -108,12 +107,13 @@ def dimensions(finished: Finished) -> Products:
         [f"{z0 + z1} ({z0} + {z1})", *(f"{row[name]:.3f}" for name in columns)]
         for (z0, z1), row in zip(sizes, rows, strict=True)
     ]
-    text = markdown_table(["dimensions of Z (Z0 + Z1)", *columns.values()], body)
+    table = markdown_table(["dimensions of Z (Z0 + Z1)", *columns.values()], body)
     whole = [{name: value for name, value in row.items() if value is not None} for row in rows]
     dimensions_figure([sum(size) for size in sizes], whole, finished.folder / "dimensions.png")
     caption = "Reconstruction and mutual information against the dimensions of Z."
     labelled = {f"{sum(size)} dimensions": row for size, row in zip(sizes, rows, strict=True)}
-    return Products(text + _left_in_z0(labelled), (Picture("dimensions.png", caption),))
+    text = f"{table}\n{_left_in_z0(labelled)}"
+    return Products(text, (Picture("dimensions.png", caption),))
 
 
 def sections(finished: Finished) -> Products:
@@ -128,10 +128,9 @@ def sections(finished: Finished) -> Products:
     sections_figure(z0.double().numpy(), z1.double().numpy(), properties, path)
     caption = (
         f"Z1 in four of ten sections of equal counts along the first principal component of Z0, "
-        f"{len(gap):,} molecules; colours: ten bins of equal width; grey: all molecules."
+        f"{len(gap):,} molecules; colours: ten bins of equal width."
     )
-    results = _results([run])
-    return Products(qm9_table(results) + _left_in_z0(results), (Picture(path.name, caption),))
+    return Products(_left_in_z0(_results([run])), (Picture(path.name, caption),))
 
 
 def _results(runs: list[Run]) -> Results:
@@ -162,7 +161,7 @@ def _with_training_part(results: Results) -> Results:
 
 
 def _left_in_z0(results: Results) -> str:
-    return f"\n### What is left of Y in Z0\n\n{invariance_table(results)}"
+    return f"### What is left of Y in Z0\n\n{invariance_table(results)}"
 
 
 def _experiment(trained: Trained) -> MoleculeExperiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -252,7 +253,8 @@ def perform_all(units: Sequence[Unit], store: UnitStore, run: Runner, *, trial: 
         told = f"{place} (stib {shlex.join(store.arguments(unit))}); {so_far:.0f} min so far"
         if performed or not trial:
             pace = so_far / performed if performed else 1.0
-            told += f", about {pace * sum(expected[u.name] for u in left):.0f} min left"
+            still = math.ceil(pace * sum(expected[other.name] for other in left))
+            told += f", about {still} min left"
         print(told, file=sys.stderr, flush=True)
         store.perform(unit, run)
         left.remove(unit)
