@@ -161,14 +161,14 @@ class Consistency(NamedTuple):
     ----------
     label : str
         Property and unit.
-    held_out : ndarray
-        Prediction minus data of molecules that the model was not trained on: its error.
+    test : ndarray
+        Prediction minus data of test molecules: the model's error.
     generated : mapping of str to ndarray
         Point in Z1 -> prediction minus what was wanted of the molecules generated there.
     """
 
     label: str
-    held_out: Array
+    test: Array
     generated: Mapping[str, Array]
 
 
@@ -200,7 +200,7 @@ def consistency_panels(panels: Sequence[Consistency], path: Path) -> None:
     grid[0].set_yticks(
         range(1, len(points) + 2),
         [
-            "held out:\npredicted − data",
+            "test molecules:\npredicted − data",
             *(f"{point}:\npredicted − wanted" for point in points),
         ],
     )
@@ -209,11 +209,11 @@ def consistency_panels(panels: Sequence[Consistency], path: Path) -> None:
 
 
 def _boxes(axes: Axes, panel: Consistency) -> None:
-    error = float(np.abs(panel.held_out).mean())
+    error = float(np.abs(panel.test).mean())
     axes.axvspan(-error, error, color="#cfe3f5", linewidth=0)
     axes.set_title(f"shaded: the model's mean absolute error, ±{error:.2g}", fontsize=9)
     axes.axvline(0, color="#55595f", linewidth=0.8)
-    samples = [panel.held_out, *panel.generated.values()]
+    samples = [panel.test, *panel.generated.values()]
     boxes = axes.boxplot(
         samples,
         orientation="horizontal",

@@ -57,7 +57,7 @@ def generation(finished: Finished) -> Products:
             Picture(
                 "consistency.png",
                 "Predicted minus wanted properties of the generated molecules; shaded: the "
-                "model's mean absolute error on held-out molecules.",
+                "model's mean absolute error on test molecules.",
             ),
             Picture(
                 "molecules.png",
@@ -80,7 +80,7 @@ def _held_out(run: Path) -> dict[str, NDArray[np.float64]]:
     experiment = trained.experiment
     assert isinstance(experiment, MoleculeExperiment)
     data = experiment.encoded
-    rows = data.held_out_rows
+    rows = data.evaluated_rows
     predicted = trained.predict(experiment.tokenizer.decode(data.ids[rows])).double()
     errors = (predicted - data.targets[rows]).numpy()
     return dict(zip(experiment.predictions, errors.T, strict=True))
@@ -107,7 +107,7 @@ def _consistency(points: list[_Point], names: list[str]) -> str:
             body.append([_label(name), point.label, *cells, f"{error:.3f}"])
     return (
         f"{markdown_table(header, body)}\n"
-        "Predicted minus wanted. The model's MAE: predicted minus data of held-out molecules.\n"
+        "Predicted minus wanted. The model's MAE: predicted minus data of test molecules.\n"
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from stib_fast.data import split
 from stib_fast.reports.figures import latent_figure
 from stib_fast.reports.molecule_figures import dimensions_figure, sections_figure
 from stib_fast.reports.run_report import data_account, latent_space, model_of
@@ -24,7 +22,6 @@ from stib_fast.reports.tables import (
 from stib_fast.reproduction.baselines import mean_of_training, ridge_on_ngrams
 from stib_fast.reproduction.experiment import Finished, Picture, Products
 from stib_fast.training import MoleculeExperiment, Run, Trained, evaluation_points, load
-from stib_fast.training.molecules import TrainingSet
 
 Results = dict[str, dict[str, Any]]
 
@@ -63,11 +60,10 @@ def artificial_paper(finished: Finished) -> Products:
     """The authors' settings: the checkpoint that their rule selects, and the last iteration."""
     (run,) = finished.trainings
     results: Results = {}
-    selected = run.folder / "selected.json"
-    if selected.is_file():
-        figures = json.loads(selected.read_text())
-        results[f"checkpoint at {figures.pop('step'):,}"] = figures
-    results["last iteration"] = run.read_evaluation()
+    selected = run.read_selected()
+    if selected is not None:
+        results[f"selected, step {selected['step']:,}"] = selected
+    results["last step"] = run.read_evaluation()
     table = artificial_table(results, ARTIFICIAL_AUTHORS_CODE)
     return Products(f"{table}\n{_left_in_z0(results)}")
 
@@ -178,7 +174,7 @@ def _baselines(experiment: MoleculeExperiment) -> tuple[Results, str]:
     """Errors of ridge regression and of the mean on the rows that the models are measured on."""
     data = experiment.encoded
     parts = []
-    for rows in _parts(data):
+    for rows in (data.train_rows, data.validation_rows, data.evaluated_rows):
         smiles = experiment.tokenizer.decode(data.ids[rows])
         parts.append((smiles, data.targets[rows].double().numpy()))
     ridge: dict[str, float] = {}
@@ -192,9 +188,3 @@ def _baselines(experiment: MoleculeExperiment) -> tuple[Results, str]:
         chosen.append(f"{name}: up to {fit.length} characters, penalty {fit.penalty:g}")
     legend = f"Ridge regression, chosen by validation: {'; '.join(chosen)}.\n"
     return {"ridge on n-grams": ridge, "training mean": mean}, legend
-
-
-def _parts(data: TrainingSet) -> tuple[Any, Any, Any]:
-    """Rows that baselines are fitted, chosen and measured on."""
-    rest, validation = split(len(data.train_rows))
-    return data.train_rows[rest], data.train_rows[validation], data.held_out_rows

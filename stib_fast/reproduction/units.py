@@ -21,7 +21,7 @@ import torch
 from stib_fast.data.replacing import write_text
 from stib_fast.machine import cpu_name
 from stib_fast.training import Interrupted, Run
-from stib_fast.training.molecules import digest
+from stib_fast.training.molecule_data import digest
 
 INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
 GENERATED = ("molecules.csv", "summary.json", "index.html")
