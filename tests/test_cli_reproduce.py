@@ -149,6 +149,10 @@ def test_tables_hold_what_the_runs_measured(folder):
         "0.348",
     ]
 
+    selected = read(runs / "artificial-paper-0" / "selected.json")
+    cells = row("artificial-paper", f"ours: selected, step {selected['step']}")
+    assert cells[0] == f"{selected['mae_x']:.3f}"
+
     vae = read(runs / "qm9-vae" / "evaluation.json")
     assert row("qm9", "ours: VAE")[2] == f"{vae['mae_gap_ev']:.3f}"
     assert row("qm9", "ours: VAE, training part")[2] == f"{vae['train_mae_gap_ev']:.3f}"
