@@ -183,6 +183,26 @@ def test_again_nothing_is_trained_and_tables_are_the_same(folder, capsys):
     assert times == {n: p.stat().st_mtime_ns for n, p in files(folder / "out/runs").items()}
 
 
+def test_an_unfinished_run_is_resumed_and_the_others_stay(folder, tmp_path, capsys):
+    """As after Ctrl-C while the last step's model is measured: its checkpoint is there."""
+    for name in ("qm9.csv", "zinc.csv"):
+        shutil.copy(folder / name, tmp_path)
+    shutil.copytree(folder / "out", tmp_path / "out")
+    runs = tmp_path / "out" / "runs"
+    (runs / "qm9-vae" / "evaluation.json").unlink()
+    times = {name: path.stat().st_mtime_ns for name, path in files(runs).items()}
+    assert main([*command("qm9", tmp_path), "--steps", STEPS]) == 0
+    told = capsys.readouterr().err
+    assert f"unit 3 of 5: qm9-vae (stib resume {runs}/qm9-vae)" in told
+    assert told.count(" is done\n") == 4
+    for file in ("runs/qm9-vae/evaluation.json", "qm9-sections/table.md"):
+        assert (tmp_path / "out" / file).read_bytes() == (folder / "out" / file).read_bytes()
+    changed = {
+        name for name, path in files(runs).items() if path.stat().st_mtime_ns != times.get(name)
+    }
+    assert {name.partition("/")[0].removesuffix(".json") for name in changed} == {"qm9-vae"}
+
+
 def test_the_page_holds_every_experiment_and_only_files_that_are_there(folder, tmp_path, capsys):
     page = tmp_path / "docs" / "results.md"
     assert main(["results", str(folder / "out"), "-o", str(page)]) == 0

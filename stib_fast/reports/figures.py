@@ -196,7 +196,7 @@ def save_png(figure: Figure, path: Path | str) -> None:
     from PIL import Image
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=130)
     image = Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE)
     image.save(path, format="PNG", optimize=True)
 

@@ -64,9 +64,10 @@ def ridge_on_ngrams(
         # In SMILES case tells aromatic atoms from others.
         counts = CountVectorizer(analyzer="char", ngram_range=(1, length), lowercase=False)
         features = counts.fit_transform(train[0]).astype(np.float64)
+        unseen = counts.transform(validation[0])
         for penalty in PENALTIES:
             ridge = Ridge(penalty, solver="sparse_cg").fit(features, train[1])
-            error = np.abs(ridge.predict(counts.transform(validation[0])) - validation[1]).mean()
+            error = np.abs(ridge.predict(unseen) - validation[1]).mean()
             if error < best:
                 best, fit = error, (counts, ridge, length, penalty)
     assert fit is not None  # an error that is no number needs a target that is none

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from stib_fast.data import read_qm9, split
 from stib_fast.reproduction.baselines import LENGTHS, mean_of_training, ridge_on_ngrams
 
 
@@ -54,3 +55,16 @@ def test_case_counts():
 
 def test_the_mean_is_that_of_the_training_part():
     assert mean_of_training(np.array([1.0, 3.0]), np.array([10.0, 0.0])) == 5.0
+
+
+@pytest.mark.data
+def test_ridge_on_the_isomers(data_dir):
+    table = read_qm9(data_dir / "qm9_c7h10o2.csv")
+    parts = [
+        ([table.smiles[row] for row in rows], table.targets[rows].numpy())
+        for rows in split(len(table.smiles))
+    ]
+    # Measured apart from this: 0.269 eV and 0.546 bohr³, on another split and a smaller grid.
+    for column, known in ((0, 0.269), (1, 0.546)):
+        fit = ridge_on_ngrams(*((smiles, values[:, column]) for smiles, values in parts))
+        assert 0.7 * known < fit.mae < 1.1 * known
