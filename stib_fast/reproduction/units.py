@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from stib_fast.data.replacing import write_text
+from stib_fast.data.token_cache import file_digest
 from stib_fast.machine import cpu_name
 from stib_fast.training import Interrupted, Run
 from stib_fast.training.molecule_data import digest
@@ -59,6 +60,11 @@ class Unit:
         """Whether it is a training, not a generation."""
         return self.command.startswith("train ")
 
+    @property
+    def model(self) -> str:
+        """Name of the training whose model a generation takes."""
+        return self.command.split()[1].removeprefix("{runs}/")
+
     def arguments(self, runs: str, data: str) -> list[str]:
         """Its command line, with its folder."""
         places = {"data": data, "runs": runs}
@@ -80,6 +86,8 @@ class Record:
     processor : str
     cores : int
     gpu : str or None
+    model_sha256 : str or None
+        Digest of the checkpoint that a generation takes.
     seconds : float
         Of all its sessions: loading, training, measuring, drawing.
     """
@@ -90,6 +98,7 @@ class Record:
     processor: str
     cores: int
     gpu: str | None
+    model_sha256: str | None = None
     seconds: float = 0.0
 
 
@@ -151,11 +160,13 @@ class UnitStore:
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit has written all that it writes."""
-        if self.record(unit) is None:
+        record, folder = self.record(unit), self.of(unit)
+        if record is None:
             return False
         if unit.trains:
-            return Run(self.of(unit)).evaluation.exists()
-        return all((self.of(unit) / name).exists() for name in GENERATED)
+            return Run(folder).evaluation.exists()
+        written = all((folder / name).exists() for name in GENERATED)
+        return written and record.model_sha256 == self._model_digest(unit)
 
     def arguments(self, unit: Unit) -> list[str]:
         """The command line that begins a unit, or resumes it."""
@@ -175,10 +186,10 @@ class UnitStore:
             It failed, with a message of its own.
         """
         arguments = self.arguments(unit)
-        if self.record(unit) is None:
-            self._begin(unit)
-        elif not unit.trains:  # a part of the files is none: what was made of them is made anew
+        if not unit.trains or self.record(unit) is None:
+            # Half a generation, or one of a model that is no more, is made anew.
             shutil.rmtree(self.of(unit), ignore_errors=True)
+            self._begin(unit)
         start = time.perf_counter()
         code = run(arguments)
         self._add_seconds(unit, time.perf_counter() - start)
@@ -193,6 +204,10 @@ class UnitStore:
     def _record_path(self, unit: Unit) -> Path:
         return self.folder / f"{unit.name}.json"
 
+    def _model_digest(self, unit: Unit) -> str | None:
+        checkpoint = Run(self.folder / unit.model).checkpoint
+        return file_digest(checkpoint) if checkpoint.exists() else None
+
     def _begin(self, unit: Unit) -> None:
         uses_data = "{data}" in unit.command
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +220,7 @@ class UnitStore:
                 processor=cpu_name(),
                 cores=os.cpu_count() or 1,
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                model_sha256=None if unit.trains else self._model_digest(unit),
             ),
         )
 
@@ -241,11 +257,11 @@ def perform_all(units: Sequence[Unit], store: UnitStore, run: Runner, *, trial: 
     """
     for unit in units:
         store.check(unit)
-    left = [unit for unit in units if not store.is_done(unit)]
     expected = {unit.name: 1.0 if trial else unit.minutes for unit in units}
     began, performed = time.monotonic(), 0.0
     for number, unit in enumerate(units, 1):
         place = f"unit {number} of {len(units)}: {unit.name}"
+        left = [other for other in units[number - 1 :] if not store.is_done(other)]
         if unit not in left:
             print(f"{place} is done", file=sys.stderr, flush=True)
             continue
@@ -257,7 +273,6 @@ def perform_all(units: Sequence[Unit], store: UnitStore, run: Runner, *, trial: 
             told += f", about {still} min left"
         print(told, file=sys.stderr, flush=True)
         store.perform(unit, run)
-        left.remove(unit)
         performed += expected[unit.name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,9 @@ class Stib:
             files: tuple[str, ...] = GENERATED
         else:
             (folder / "config.yaml").touch()
-            files = ("evaluation.json",)
+            files = ("checkpoint.pt", "evaluation.json")
         if folder.name == self.stops_in:
-            (folder / files[0]).touch() if len(files) > 1 else None
+            (folder / files[0]).touch()
             return self.code
         for name in files:
             (folder / name).write_text(f"{len(self.calls)}")
@@ -129,6 +130,16 @@ def test_half_a_generation_is_made_anew(store: UnitStore) -> None:
     stib = Stib()
     perform_all(UNITS, store, stib, trial=False)  # its folder must be gone: `Stib` makes it
     assert [call[0] for call in stib.calls] == ["generate"]
+
+
+def test_a_generation_of_a_model_that_is_no_more_is_made_anew(store: UnitStore) -> None:
+    perform_all(UNITS, store, Stib(), trial=False)
+    shutil.rmtree(store.of(OTHER))
+    (store.folder / "b.json").unlink()
+    stib = Stib()
+    stib.calls = [[]] * 9  # it writes how often it was called: another checkpoint than the first
+    perform_all(UNITS, store, stib, trial=False)
+    assert [call[0] for call in stib.calls[9:]] == ["train", "generate"]
 
 
 @pytest.mark.parametrize("code", [0, 2, -9])
