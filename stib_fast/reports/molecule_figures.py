@@ -108,7 +108,7 @@ def sections_figure(z0: Array, z1: Array, properties: Mapping[str, Array], path:
 
 
 def dimensions_figure(
-    dimensions: Sequence[int], figures: Sequence[Mapping[str, float]], path: Path
+    dimensions: Sequence[int], figures: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
     """Draw reconstruction and mutual information against the dimensions of Z.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -28,6 +28,7 @@ from stib_fast.training import (
     data_report,
     evaluation_points,
 )
+from stib_fast.training.run import Figure
 
 _SELECTED = (
     "Step …: selected by validation, as the last measurement at which neither MAE was above that\n"
@@ -98,11 +99,7 @@ def table_of(runs: Sequence[Run]) -> str:
             results[f"{name}, step {selected['step']:,}"] = selected
             name += ", last step"
         results[name] = figures
-        train = {
-            key.removeprefix("train_"): value
-            for key, value in figures.items()
-            if key.startswith("train_")
-        }
+        train = training_part(figures)
         if train:
             results[f"on training part ({label})"] = train
     (experiment,) = experiments
@@ -120,6 +117,15 @@ def table_of(runs: Sequence[Run]) -> str:
     return table + "".join(
         data_account(run, label) for run, label in zip(runs, labels, strict=True)
     )
+
+
+def training_part(figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Pick the figures of the training part out of an evaluation, under the names of the others."""
+    return {
+        name.removeprefix("train_"): value
+        for name, value in figures.items()
+        if name.startswith("train_")
+    }
 
 
 def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> None:

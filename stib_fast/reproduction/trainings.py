@@ -6,10 +6,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from stib_fast.reports.figures import latent_figure
 from stib_fast.reports.molecule_figures import dimensions_figure, sections_figure
-from stib_fast.reports.run_report import data_account, latent_space, model_of
+from stib_fast.reports.run_report import data_account, latent_space, model_of, training_part
 from stib_fast.reports.tables import (
     ARTIFICIAL_AUTHORS_CODE,
     ZINC_PAPER,
@@ -104,8 +107,7 @@ def dimensions(finished: Finished) -> Products:
         for (z0, z1), row in zip(sizes, rows, strict=True)
     ]
     table = markdown_table(["dimensions of Z (Z0 + Z1)", *columns.values()], body)
-    whole = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    dimensions_figure([sum(size) for size in sizes], whole, finished.folder / "dimensions.png")
+    dimensions_figure([sum(size) for size in sizes], rows, finished.folder / "dimensions.png")
     caption = "Reconstruction and mutual information against the dimensions of Z."
     labelled = {f"{sum(size)} dimensions": row for size, row in zip(sizes, rows, strict=True)}
     text = f"{table}\n{_left_in_z0(labelled)}"
@@ -116,9 +118,10 @@ def sections(finished: Finished) -> Products:
     """The later version's Figure 5: Z1 in sections of Z0, coloured by gap and polarisability."""
     (run,) = finished.trainings
     trained = load(run.folder, with_data=True)
-    data = _experiment(trained).encoded
-    z0, z1 = trained.encode(_smiles(trained, np.arange(len(data.targets))))
-    gap, polarisability = data.targets.double().numpy().T
+    experiment = _experiment(trained)
+    smiles, targets = _molecules(experiment, torch.arange(len(experiment.encoded.targets)))
+    z0, z1 = trained.encode(smiles)
+    gap, polarisability = targets.T
     properties = {"gap, eV": gap, "polarisability, bohr³": polarisability}
     path = finished.folder / "sections.png"
     sections_figure(z0.double().numpy(), z1.double().numpy(), properties, path)
@@ -147,11 +150,7 @@ def _with_training_part(results: Results) -> Results:
     both: Results = {}
     for name, figures in results.items():
         both[name] = figures
-        train = {
-            key.removeprefix("train_"): value
-            for key, value in figures.items()
-            if key.startswith("train_")
-        }
+        train = training_part(figures)
         both |= {f"{name}, training part": train} if train else {}
     return both
 
@@ -165,18 +164,21 @@ def _experiment(trained: Trained) -> MoleculeExperiment:
     return trained.experiment
 
 
-def _smiles(trained: Trained, rows: Any) -> list[str]:
-    experiment = _experiment(trained)
-    return experiment.tokenizer.decode(experiment.encoded.ids[rows])
+def _molecules(
+    experiment: MoleculeExperiment, rows: Tensor
+) -> tuple[list[str], NDArray[np.float64]]:
+    """SMILES and properties of some rows of an experiment's data."""
+    data = experiment.encoded
+    return experiment.tokenizer.decode(data.ids[rows]), data.targets[rows].double().numpy()
 
 
 def _baselines(experiment: MoleculeExperiment) -> tuple[Results, str]:
     """Errors of ridge regression and of the mean on the rows that the models are measured on."""
     data = experiment.encoded
-    parts = []
-    for rows in (data.train_rows, data.validation_rows, data.evaluated_rows):
-        smiles = experiment.tokenizer.decode(data.ids[rows])
-        parts.append((smiles, data.targets[rows].double().numpy()))
+    parts = [
+        _molecules(experiment, rows)
+        for rows in (data.train_rows, data.validation_rows, data.evaluated_rows)
+    ]
     ridge: dict[str, float] = {}
     mean: dict[str, float] = {}
     chosen = []
