@@ -118,6 +118,7 @@ def test_an_experiment_leaves_tables_figures_and_a_record(name, folder):
     for unit in record["units"]:
         assert unit["command"] in table
         assert unit["seconds"] > 0
+        assert unit["cpu_seconds"] > 0
         assert unit["processor"]
     for unit in record["units"]:
         if unit["command"].startswith("stib train"):

@@ -28,13 +28,13 @@ def test_stopped_from_outside_a_unit_keeps_its_checkpoint(group, tmp_path):
     )
     run = tmp_path / "runs" / "artificial-vae-0"
     try:
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 300
         while not (run / "metrics.csv").exists() and time.monotonic() < give_up:
             time.sleep(0.1)
         time.sleep(0.5)
         # A terminal sends Ctrl-C to all processes of its group; SIGTERM goes to one.
         os.killpg(process.pid, signal.SIGINT) if group else process.terminate()
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -116,10 +116,10 @@ def latent_figure(panels: Sequence[LatentSpace], t: Tensor, path: Path | str) ->
         axes.set_xlabel(panel.labels[0])
         axes.set_ylabel(panel.labels[1])
         axes.set_title(panel.title)
+    bar = figure.colorbar(points, ax=list(grid), label="t (bins of equal width)")
     digits = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
-    figure.colorbar(
-        points, ax=list(grid), label="t (bins of equal width)", ticks=edges, format=f"%.{digits}f"
-    )
+    # Adding 0 turns −0 into 0.
+    bar.set_ticks(edges, labels=[f"{edge + 0:.{digits}f}" for edge in edges.round(digits)])
     save_png(figure, path)
 
 

@@ -22,7 +22,7 @@ def account(finished: Finished) -> list[dict[str, Any]]:
 
 def account_text(units: list[dict[str, Any]]) -> str:
     """Render what `account` collects: a table, machines and versions, and the commands."""
-    header = ["run", "seed", "steps", "ms a step", "minutes", "peak GB"]
+    header = ["run", "seed", "steps", "ms a step", "minutes", "CPU min", "peak GB"]
     body = [
         [
             unit["name"],
@@ -30,6 +30,7 @@ def account_text(units: list[dict[str, Any]]) -> str:
             _number(unit.get("steps"), ",d"),
             _number(unit.get("ms_per_step"), ".1f"),
             _number(unit["seconds"] / 60, ".1f"),
+            _number(unit["cpu_seconds"] / 60, ".1f"),
             _number(unit.get("peak_gb"), ".2f"),
         ]
         for unit in units
@@ -38,7 +39,8 @@ def account_text(units: list[dict[str, Any]]) -> str:
     commands = "\n".join(unit["command"] for unit in units)
     return (
         f"### What it took\n\n{markdown_table(header, body)}\n"
-        "minutes: wall clock of all sessions, with loading, measuring and drawing.\n"
+        "minutes: wall clock of all sessions, with loading, measuring and drawing, whatever else\n"
+        "the machine did; CPU min: processor time of all threads.\n"
         f"Machine: {machines}.\n\n"
         f"Commands, in the folder of all results:\n\n```bash\n{commands}\n```\n"
     )
@@ -51,6 +53,7 @@ def _of(unit: Unit, finished: Finished) -> dict[str, Any]:
         "name": unit.name,
         "command": shlex.join(["stib", *unit.arguments("runs", str(record.data))]),
         "seconds": round(record.seconds, 1),
+        "cpu_seconds": round(record.cpu_seconds, 1),
         "processor": record.processor,
         "cores": record.cores,
         "gpu": record.gpu,

@@ -12,9 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -88,8 +87,8 @@ class Record:
     gpu : str or None
     model_sha256 : str or None
         Digest of the checkpoint that a generation takes.
-    seconds : float
-        Of all its sessions: loading, training, measuring, drawing.
+    seconds, cpu_seconds : float
+        Wall clock and processor time of all its sessions: loading, training, measuring, drawing.
     """
 
     command: str
@@ -100,6 +99,7 @@ class Record:
     gpu: str | None
     model_sha256: str | None = None
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class UnitStore:
@@ -190,9 +190,9 @@ class UnitStore:
             # Half a generation, or one of a model that is no more, is made anew.
             shutil.rmtree(self.of(unit), ignore_errors=True)
             self._begin(unit)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), _cpu_seconds()
         code = run(arguments)
-        self._add_seconds(unit, time.perf_counter() - start)
+        self._add_time(unit, time.perf_counter() - start, _cpu_seconds() - cpu_start)
         if code in INTERRUPTED:
             raise Interrupted(f"stopped in {unit.name}; the same command continues")
         if code or not self.is_done(unit):
@@ -224,14 +224,25 @@ class UnitStore:
             ),
         )
 
-    def _add_seconds(self, unit: Unit, seconds: float) -> None:
+    def _add_time(self, unit: Unit, seconds: float, cpu_seconds: float) -> None:
         record = self.record(unit)
         assert record is not None  # written by `_begin`
-        content: dict[str, Any] = asdict(record) | {"seconds": record.seconds + seconds}
-        self._write(unit, Record(**content))
+        self._write(
+            unit,
+            replace(
+                record,
+                seconds=record.seconds + seconds,
+                cpu_seconds=record.cpu_seconds + cpu_seconds,
+            ),
+        )
 
     def _write(self, unit: Unit, record: Record) -> None:
         write_text(self._record_path(unit), json.dumps(asdict(record), indent=2) + "\n")
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def perform_all(units: Sequence[Unit], store: UnitStore, run: Runner, *, trial: bool) -> None:

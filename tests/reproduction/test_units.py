@@ -99,7 +99,7 @@ def test_a_trial_gives_no_estimate_before_it_has_one(
 def test_what_was_stopped_is_resumed_and_what_is_done_stays(store: UnitStore, code: int) -> None:
     with pytest.raises(Interrupted, match="stopped in b; the same command continues"):
         perform_all(UNITS, store, Stib("b", code), trial=False)
-    seconds = json.loads((store.folder / "b.json").read_text())["seconds"]
+    first = json.loads((store.folder / "b.json").read_text())
     before = content(store)
     stib = Stib()
     perform_all(UNITS, store, stib, trial=False)
@@ -108,7 +108,9 @@ def test_what_was_stopped_is_resumed_and_what_is_done_stays(store: UnitStore, co
     after = content(store)
     assert after["a.json"] == before["a.json"]
     assert after["a/evaluation.json"] == before["a/evaluation.json"]
-    assert json.loads(after["b.json"])["seconds"] > seconds
+    second = json.loads(after["b.json"])
+    assert second["seconds"] > first["seconds"]
+    assert second["cpu_seconds"] >= first["cpu_seconds"]
 
 
 def test_a_training_that_never_made_its_folder_is_begun(store: UnitStore) -> None:
