@@ -119,7 +119,7 @@ def latent_figure(panels: Sequence[LatentSpace], t: Tensor, path: Path | str) ->
     bar = figure.colorbar(points, ax=list(grid), label="t (bins of equal width)")
     digits = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
     # Adding 0 turns −0 into 0.
-    bar.set_ticks(edges, labels=[f"{edge + 0:.{digits}f}" for edge in edges.round(digits)])
+    bar.set_ticks(edges.tolist(), labels=[f"{edge + 0:.{digits}f}" for edge in edges.round(digits)])
     save_png(figure, path)
 
 
