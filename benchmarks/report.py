@@ -20,6 +20,7 @@ import torch
 import stib_fast
 from benchmarks.harness import Row, last_level_cache
 from stib_fast.backends import PACKAGE, cuda_unusable
+from stib_fast.machine import cpu_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,22 +91,6 @@ def answer_of_git(*arguments: str) -> str | None:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    named = re.search(r"model name\s*: (.+)", text)
-    if named is None:
-        return platform.processor() or platform.machine()
-    # Virtual machines hide the name: the family and model say which generation it is.
-    numbers = [re.search(rf"{key}\s*: (\d+)", text) for key in ("cpu family", "model")]
-    detail = ", ".join(
-        f"{key} {found.group(1)}"
-        for key, found in zip(("family", "model"), numbers, strict=True)
-        if found
-    )
-    return f"{named.group(1).strip()} ({detail})"
 
 
 def results_of(device: torch.device) -> Path:

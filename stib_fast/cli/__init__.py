@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import jsonargparse
 
 from stib_fast import doctor
-from stib_fast.cli import data, encode, generate, mi, moments, results, train
+from stib_fast.cli import data, encode, generate, mi, moments, reproduce, results, train
 from stib_fast.cli.parsers import Commands, command
 from stib_fast.training import Interrupted
 
 __all__ = ["main"]
 
-MODULES = (train, results, generate, encode, data, mi, moments)
+MODULES = (train, results, generate, reproduce, encode, data, mi, moments)
 USER_ERROR = 2
 INTERRUPTED = 130
 

@@ -1,6 +1,6 @@
 """Tables and figures that set results beside the paper's."""
 
-from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.figures import LatentSpace, latent_figure, training_figure
 from stib_fast.reports.run_report import table_of, write_report
 from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
@@ -17,6 +17,7 @@ __all__ = [
     "ARTIFICIAL_PAPER",
     "QM9_PAPER",
     "ZINC_PAPER",
+    "LatentSpace",
     "artificial_table",
     "latent_figure",
     "molecule_table",

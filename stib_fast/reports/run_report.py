@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from stib_fast.models import TITLES, kl_per_dimension
-from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.figures import LatentSpace, latent_figure, training_figure
 from stib_fast.reports.tables import (
     ARTIFICIAL_LIMIT,
     ARTIFICIAL_PAPER,
@@ -26,6 +28,7 @@ from stib_fast.training import (
     data_report,
     evaluation_points,
 )
+from stib_fast.training.run import Figure
 
 _SELECTED = (
     "Step …: selected by validation, as the last measurement at which neither MAE was above that\n"
@@ -41,32 +44,33 @@ def write_report(run: Run, trained: Trained) -> list[Path]:
     if not isinstance(trained.experiment, Artificial):
         _molecule_figure(run, trained.experiment, training)
         return [table, training]
-    model = _model_of(run)
+    model = model_of(run)
     training_figure(
         run.metrics, training, model=model, paper=ARTIFICIAL_PAPER[model], limit=ARTIFICIAL_LIMIT
     )
     latent = run.folder / "latent.png"
-    _latent_figure(trained, latent, title=f"Figure 4: latent space of {model}")
+    points = evaluation_points()
+    panel = latent_space(trained, points.x, f"Figure 4: latent space of {model}")
+    latent_figure([panel], points.t, latent)
     return [table, training, latent]
 
 
-def _model_of(run: Run) -> str:
+def model_of(run: Run) -> str:
     """The paper's name of a run's model."""
     return TITLES[run.config()["model"]["kind"]]
 
 
-def _latent_figure(trained: Trained, path: Path, title: str) -> None:
-    data = evaluation_points()
-    part = trained.model.invariant_part(data.x)
+def latent_space(trained: Trained, x: Tensor, title: str) -> LatentSpace:
+    """Choose the two dimensions of a model's Z that the paper's Figure 4 shows of some points."""
+    part = trained.model.invariant_part(x)
     # The KL divergence switches dimensions off: those in use are the ones to look at.
     order = kl_per_dimension(*part).argsort(descending=True)
     across = part.mean[:, order[0]]
-    z0, z1 = trained.encode(data.x)
+    z0, z1 = trained.encode(x)
     if z0.numel() and z1.numel():
-        latent_figure(across, z1, data.t, path, title=title)
-        return
+        return LatentSpace(title, across, z1)
     labels = ("Z, most active dimension", "Z, second dimension")
-    latent_figure(across, part.mean[:, order[:2][-1]], data.t, path, title=title, labels=labels)
+    return LatentSpace(title, across, part.mean[:, order[:2][-1]], labels)
 
 
 def table_of(runs: Sequence[Run]) -> str:
@@ -90,16 +94,12 @@ def table_of(runs: Sequence[Run]) -> str:
     results = {}
     for run, label in zip(runs, labels, strict=True):
         figures, selected = run.read_evaluation(), run.read_selected()
-        name = f"{_model_of(run)} ({label})"
+        name = f"{model_of(run)} ({label})"
         if selected is not None:
             results[f"{name}, step {selected['step']:,}"] = selected
             name += ", last step"
         results[name] = figures
-        train = {
-            key.removeprefix("train_"): value
-            for key, value in figures.items()
-            if key.startswith("train_")
-        }
+        train = training_part(figures)
         if train:
             results[f"on training part ({label})"] = train
     (experiment,) = experiments
@@ -114,11 +114,22 @@ def table_of(runs: Sequence[Run]) -> str:
         # The paper's MI is between Z0 and QED: it stands beside nothing else.
         beside_paper = experiment == Zinc.name and targets == ["qed"]
         table = molecule_table(results, targets, ZINC_PAPER if beside_paper else None)
-    return table + "".join(_account(run, label) for run, label in zip(runs, labels, strict=True))
+    return table + "".join(
+        data_account(run, label) for run, label in zip(runs, labels, strict=True)
+    )
+
+
+def training_part(figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Pick the figures of the training part out of an evaluation, under the names of the others."""
+    return {
+        name.removeprefix("train_"): value
+        for name, value in figures.items()
+        if name.startswith("train_")
+    }
 
 
 def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> None:
-    model = _model_of(run)
+    model = model_of(run)
     if isinstance(experiment, QM9):
         training_figure(run.metrics, path, model=model, paper=QM9_PAPER[model], limit={})
         return
@@ -132,7 +143,7 @@ def _molecule_figure(run: Run, experiment: MoleculeExperiment, path: Path) -> No
     training_figure(run.metrics, path, model=model, paper=paper, limit={}, panels=panels)
 
 
-def _account(run: Run, label: str) -> str:
+def data_account(run: Run, label: str) -> str:
     """Tell how many rows of its file a run has used, why not the others, and what it lacks."""
     report, settings = data_report(run.folder), run.config()["molecules"]
     parts = [f"{report['read']:,} rows read, {report['kept']:,} kept"]

@@ -23,6 +23,13 @@ between all of Z and Y."""
 ARTIFICIAL_PAPER_OTHER_MI = {"STIB w/o adv.": 3.85, "CVIB": 2.44, "STIB": 0.30}
 """MI in bits where the paper's text (section 5.1) and earlier version differ from Table 1."""
 
+ARTIFICIAL_AUTHORS_CODE: dict[str, dict[str, float]] = {
+    "authors' code, checkpoint at 80,400": {"mae_x": 0.034, "mae_y": 0.463, "mi_bits": 0.266},
+    "authors' code, last iteration": {"mae_x": 0.055, "mae_y": 0.481, "mi_bits": 0.348},
+}
+"""The authors' code (TensorFlow 1.15) run anew for 150,000 iterations with one seed, measured on
+their 10,000 test points: the checkpoint that its rule selects, on those points, and the last."""
+
 QM9_PAPER: dict[str, dict[str, float]] = {
     "VAE": {
         "token_accuracy": 0.98,
@@ -73,6 +80,15 @@ _QM9_COLUMNS = {
     "mae_polarisability": "pol a₀³",
     **_MOLECULES_ON_Z0,
 }
+_INVARIANCE_COLUMNS = {
+    "mi_bits": "MI",
+    "mi_bits_sampled": "smpl",
+    "mi_bits_whitened": "whit.",
+    "mi_bits_whitened_active": "act.",
+    "active_units": "active units",
+    "probe_r2_sampled": "R² smpl",
+    "probe_r2_active": "R² act.",
+}
 ARTIFICIAL_LIMIT = {"mae_x": 0.0, "mae_y": 0.432, **dict.fromkeys(_ON_Z0, 0.0)}
 """The best that is possible: a Z0 independent of Y exists, and MAE(Y) is that of the noise-free
 spiral at 2 x₀ + x₁ (measured on 10,000 samples; 0.002 from one set of samples to another)."""
@@ -90,8 +106,19 @@ _LEGEND = (
     "active units, whitened. Of all five, 0 is best. VAE, CVAE, CVIB: all of Z in place of Z0.\n"
 )
 
+_INVARIANCE_LEGEND = (
+    "Kraskov's estimate (k = 20) of I(Z0; Y) in bits. MI: at the posterior means in their own\n"
+    "scale, the paper's figure; smpl: Z0 drawn from the posterior; whit.: the means whitened;\n"
+    "act.: the means of the active units (KL divergence above 0.01 nats) whitened. R²: that of Y\n"
+    "predicted from Z0, cross-validated, by the better of nearest neighbours and boosted trees.\n"
+    "VAE, CVAE, CVIB: all of Z in place of Z0.\n"
+)
 
-def artificial_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
+
+def artificial_table(
+    results: Mapping[str, Mapping[str, float | None]],
+    beside: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> str:
     """Render the artificial experiment: the paper's rows, ours, and the limit.
 
     Parameters
@@ -100,6 +127,8 @@ def artificial_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
         Row name -> metric name -> value. Shown are ``mae_x``, ``mae_y``, ``mi_bits``,
         ``mi_bits_sampled``, ``mi_bits_whitened_active``, ``probe_r2_sampled`` and
         ``probe_r2_active``; other metrics are passed over, missing or None ones are shown as "–".
+    beside : Mapping, optional
+        Rows that are neither of the paper nor of our models.
 
     Returns
     -------
@@ -120,15 +149,18 @@ def artificial_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
     paper = {name: _formatted(row, digits=2) for name, row in ARTIFICIAL_PAPER.items()}
     for name, bits in ARTIFICIAL_PAPER_OTHER_MI.items():
         paper[name]["mi_bits"] += f" ({bits:.2f})"
-    limit = {"limit": _formatted(ARTIFICIAL_LIMIT, digits=3)}
-    table = _beside_paper(_ARTIFICIAL_COLUMNS, paper, results, limit)
+    others = {**(beside or {}), "limit": ARTIFICIAL_LIMIT}
+    table = _beside_paper(_ARTIFICIAL_COLUMNS, paper, results, others)
     return (
         f"{table}\n{_LEGEND}"
         "Brackets: the paper's text and its earlier version. Limit: the best possible.\n"
     )
 
 
-def qm9_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
+def qm9_table(
+    results: Mapping[str, Mapping[str, float | None]],
+    beside: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> str:
     """Render the QM9 experiment: the paper's rows and ours.
 
     Parameters
@@ -137,6 +169,8 @@ def qm9_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
         Row name -> metric name -> value. Shown are ``token_accuracy`` and ``string_accuracy``
         (0 to 1), ``mae_gap_ev``,
         ``mae_polarisability`` and the figures on Z0 of :func:`artificial_table`.
+    beside : Mapping, optional
+        Rows that are neither of the paper nor of our models.
 
     Returns
     -------
@@ -155,7 +189,8 @@ def qm9_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
     | ours: STIB           |  0.981 | 0.920 |
     """
     paper = {name: _formatted(row, digits=2) for name, row in QM9_PAPER.items()}
-    return f"{_beside_paper(_QM9_COLUMNS, paper, results, {})}\n{_MOLECULES_LEGEND}{_LEGEND}"
+    table = _beside_paper(_QM9_COLUMNS, paper, results, beside or {})
+    return f"{table}\n{_MOLECULES_LEGEND}{_LEGEND}"
 
 
 def molecule_table(
@@ -215,7 +250,7 @@ def _beside_paper(
     columns: Mapping[str, str],
     paper: Mapping[str, Mapping[str, str]],
     results: Mapping[str, Mapping[str, float | None]],
-    limit: Mapping[str, Mapping[str, str]],
+    others: Mapping[str, Mapping[str, float | None]],
 ) -> str:
     for name, row in results.items():
         if not set(columns) & set(row):
@@ -224,16 +259,57 @@ def _beside_paper(
             )
     cells = {f"paper: {name}": row for name, row in paper.items()}
     cells |= {f"ours: {name}": _formatted(row, digits=3) for name, row in results.items()}
-    cells |= limit
+    cells |= {name: _formatted(row, digits=3) for name, row in others.items()}
     header = ["model", *columns.values()]
     body = [
         [name, *(row.get(column, _NO_FIGURE) for column in columns)] for name, row in cells.items()
     ]
-    return _markdown(header, body)
+    return markdown_table(header, body)
 
 
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Align the first column to the left and the others to the right."""
+def invariance_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Render all that is measured of what Z0 still knows of Y.
+
+    Parameters
+    ----------
+    results : Mapping
+        Row name -> metric name -> value, as `stib_fast.metrics.invariance` returns them; missing
+        or None ones are shown as "–".
+
+    Returns
+    -------
+    str
+        A Markdown table, aligned for reading as plain text, and its legend.
+
+    Examples
+    --------
+    >>> print(invariance_table({"STIB": {"mi_bits": 0.05, "active_units": 2}}).splitlines()[2])
+    | STIB  | 0.050 |    – |     – |    – |            2 |       – |       – |
+    """
+    body = [
+        [name, *(_cell(row.get(column), column) for column in _INVARIANCE_COLUMNS)]
+        for name, row in results.items()
+    ]
+    table = markdown_table(["model", *_INVARIANCE_COLUMNS.values()], body)
+    return f"{table}\n{_INVARIANCE_LEGEND}"
+
+
+def _cell(value: float | None, column: str) -> str:
+    if value is None:
+        return _NO_FIGURE
+    return f"{value:g}" if column == "active_units" else f"{value:.3f}"
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Render a Markdown table, the first column aligned to the left and the others to the right.
+
+    Examples
+    --------
+    >>> print(markdown_table(["model", "MI"], [["STIB", "0.05"]]), end="")
+    | model |   MI |
+    | ----- | ---: |
+    | STIB  | 0.05 |
+    """
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [

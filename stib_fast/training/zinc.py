@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stib_fast.training.molecules import SmilesModel, molecule_optimisation
 from stib_fast.training.optimisation import Optimisation
@@ -18,7 +18,9 @@ class ZincConfig(TableConfig):
         default_factory=lambda: SmilesModel(z0_dim=48, z1_dim=8, decoder_hidden=192)
     )
     optimisation: Optimisation = field(
-        default_factory=lambda: molecule_optimisation(steps=3000, batch=128)
+        default_factory=lambda: replace(
+            molecule_optimisation(steps=6000, batch=128), critic_steps=2
+        )
     )
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from stib_fast.data.spiral import sample
-from stib_fast.reports.figures import latent_figure, training_figure
+from stib_fast.reports.figures import LatentSpace, latent_figure, training_figure
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_latent_figure_shows_first_dimensions_in_ten_bins(
 ) -> None:
     x, _, t = sample(500, generator=torch.Generator().manual_seed(0))
     expected_edges = np.linspace(float(t.min()), float(t.max()), 11)
-    latent_figure(x, t[:, None] / 7, t, tmp_path / "latent.png", title="STIB")
+    latent_figure([LatentSpace("STIB", x, t[:, None] / 7)], t, tmp_path / "latent.png")
     axes, bar = drawn[0].axes
     points = axes.collections[0]
     np.testing.assert_allclose(points.get_offsets()[:, 0], x[:, 0], rtol=1e-6)
@@ -54,26 +54,42 @@ def test_latent_figure_shows_first_dimensions_in_ten_bins(
 def test_latent_figure_writes_a_png_without_global_state(tmp_path: Path) -> None:
     pyplot_was_there = "matplotlib.pyplot" in sys.modules
     t = torch.linspace(-12, 12, 200)
-    latent_figure(t.sin(), t, t, tmp_path / "figure.png")
+    latent_figure([LatentSpace("STIB", t.sin(), t)], t, tmp_path / "figure.png")
     image = imread(tmp_path / "figure.png")
     assert image.shape[0] > 500
     assert image[..., :3].std() > 0.05, "the picture is blank"
     assert ("matplotlib.pyplot" in sys.modules) == pyplot_was_there
 
 
+def test_latent_spaces_stand_side_by_side(tmp_path: Path, drawn: list[Figure]) -> None:
+    t = torch.linspace(-12, 12, 200)
+    panels = [LatentSpace(title, i * t, t.cos(), ("a", "b")) for i, title in enumerate("XYZ")]
+    latent_figure(panels, t, tmp_path / "figure.png")
+    *spaces, bar = drawn[0].axes
+    assert [axes.get_title() for axes in spaces] == ["X", "Y", "Z"]
+    for i, axes in enumerate(spaces):
+        points = axes.collections[0].get_offsets()
+        np.testing.assert_allclose(points[:, 0], i * t, rtol=1e-6)
+        assert axes.get_xlabel() == "a"
+    assert len(bar.get_yticks()) == 11
+
+
 def test_latent_figure_with_constant_t(tmp_path: Path) -> None:
-    latent_figure(torch.rand(5), torch.rand(5), torch.ones(5), tmp_path / "figure.png")
+    panel = LatentSpace("STIB", torch.rand(5), torch.rand(5))
+    latent_figure([panel], torch.ones(5), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
 
 
 def test_latent_figure_names_bad_arguments(tmp_path: Path) -> None:
     good = torch.rand(5)
-    with pytest.raises(ValueError, match=r"z0, z1 and t .* got 5, 4 and 5"):
-        latent_figure(good, good[:4], good, tmp_path / "figure.png")
-    with pytest.raises(ValueError, match="z1 holds NaN"):
-        latent_figure(good, good / 0 * 0, good, tmp_path / "figure.png")
-    with pytest.raises(ValueError, match="t must be a non-empty"):
-        latent_figure(good, good, good[:0], tmp_path / "figure.png")
+    panel = LatentSpace("STIB", good, good)
+    for broken, t, message in (
+        (panel._replace(z1=good[:4]), good, r"z0, z1 and t .* got 5, 4 and 5"),
+        (panel._replace(z1=good / 0 * 0), good, "z1 holds NaN"),
+        (panel, good[:0], "t must be a non-empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            latent_figure([panel, broken], t, tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
 
 

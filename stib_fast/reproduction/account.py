@@ -1,0 +1,91 @@
+"""What the units of an experiment took: time, memory, machine, versions, commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from stib_fast.reports.tables import markdown_table
+from stib_fast.reproduction.experiment import Finished
+from stib_fast.reproduction.units import Unit
+from stib_fast.training import Run
+
+VERSIONS = ("stib_fast", "python", "torch", "numpy", "scikit-learn", "rdkit")
+_NO_FIGURE = "–"
+
+
+def account(finished: Finished) -> list[dict[str, Any]]:
+    """Collect what is known of each unit, as plain JSON values."""
+    return [_of(unit, finished) for unit in finished.units]
+
+
+def account_text(units: list[dict[str, Any]]) -> str:
+    """Render what `account` collects: a table, machines and versions, and the commands."""
+    header = ["run", "seed", "steps", "ms a step", "minutes", "CPU min", "peak GB"]
+    body = [
+        [
+            unit["name"],
+            _number(unit.get("seed"), "d"),
+            _number(unit.get("steps"), ",d"),
+            _number(unit.get("ms_per_step"), ".1f"),
+            _number(unit["seconds"] / 60, ".1f"),
+            _number(unit["cpu_seconds"] / 60, ".1f"),
+            _number(unit.get("peak_gb"), ".2f"),
+        ]
+        for unit in units
+    ]
+    machines = "; ".join(dict.fromkeys(_machine(unit) for unit in units if "threads" in unit))
+    commands = "\n".join(unit["command"] for unit in units)
+    return (
+        f"### What it took\n\n{markdown_table(header, body)}\n"
+        "minutes: wall clock of all sessions, with loading, measuring and drawing, whatever else\n"
+        "the machine did; CPU min: processor time of all threads.\n"
+        f"Machine: {machines}.\n\n"
+        f"Commands, in the folder of all results:\n\n```bash\n{commands}\n```\n"
+    )
+
+
+def _of(unit: Unit, finished: Finished) -> dict[str, Any]:
+    record = finished.store.record(unit)
+    assert record is not None  # the unit is done
+    told: dict[str, Any] = {
+        "name": unit.name,
+        "command": shlex.join(["stib", *unit.arguments("runs", str(record.data))]),
+        "seconds": round(record.seconds, 1),
+        "cpu_seconds": round(record.cpu_seconds, 1),
+        "processor": record.processor,
+        "cores": record.cores,
+        "gpu": record.gpu,
+    }
+    folder = finished.store.of(unit)
+    if unit.trains:
+        return told | _of_training(Run(folder))
+    return told | {"seed": json.loads((folder / "summary.json").read_text())["seed"]}
+
+
+def _of_training(run: Run) -> dict[str, Any]:
+    optimisation = run.config()["optimisation"]
+    versions = json.loads((run.folder / "run.json").read_text())
+    told: dict[str, Any] = {
+        "seed": optimisation["seed"],
+        "steps": optimisation["steps"],
+        "threads": versions["threads"],
+        "versions": {name: versions[name] for name in VERSIONS},
+    }
+    if run.resources.exists():
+        took = json.loads(run.resources.read_text())
+        told["ms_per_step"] = round(1000 * took["seconds"] / took["steps"], 3)
+        told["peak_gb"] = round(took["peak_memory_bytes"] / 1e9, 3)
+    return told
+
+
+def _machine(unit: dict[str, Any]) -> str:
+    parts = [unit["gpu"]] if unit["gpu"] else []
+    parts += [unit["processor"], f"{unit['cores']} cores", f"threads: {unit['threads']}"]
+    parts += [f"{name} {version}" for name, version in unit["versions"].items()]
+    return ", ".join(parts)
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NO_FIGURE if value is None else format(value, form)

@@ -1,0 +1,140 @@
+"""The page of all results, from the folders that `stib reproduce` wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stib_fast.data.replacing import write_text
+from stib_fast.reproduction.experiment import Experiment
+from stib_fast.reproduction.experiments import EXPERIMENTS
+from stib_fast.reproduction.reproduce import RECORD, TABLE
+
+_INTRODUCTION = """\
+# Results
+
+The experiments of Wieser, Parbhoo, Wieczorek, Roth: *Inverse Learning of Symmetries* (NeurIPS 2020,
+arXiv:2002.02782) with this library, beside the paper's figures. This page is written by a command
+from the folders of the runs; no figure is typed. What differs from the paper, and why, is
+[at the end](#what-differs-from-the-paper-and-why).
+"""
+
+
+def write_page(folder: Path, page: Path) -> list[Path]:
+    """Write the page of the experiments in a folder, its figures in a folder of its name beside it.
+
+    Parameters
+    ----------
+    folder : Path
+        The `out` of `reproduce`.
+    page : Path
+        Markdown file.
+
+    Returns
+    -------
+    list of Path
+        The page and its figures.
+
+    Raises
+    ------
+    ValueError
+        There is no finished experiment in the folder, or one is damaged.
+    OSError
+        A file is missing or cannot be written.
+    """
+    records = {
+        name: _record(folder / name / RECORD)
+        for name in EXPERIMENTS
+        if (folder / name / RECORD).is_file()
+    }
+    if not records:
+        raise ValueError(
+            f"{folder} holds no finished experiment: `stib reproduce NAME --out {folder}` makes one"
+        )
+    pictures = page.with_suffix("")
+    sections, written = [], [page]
+    for name, record in records.items():
+        copied = _copy(folder / name, record, pictures)
+        sections.append(_section(EXPERIMENTS[name], folder / name, record, copied))
+        written += copied
+    missing = [experiment for name, experiment in EXPERIMENTS.items() if name not in records]
+    text = "\n".join(
+        [
+            _INTRODUCTION,
+            _how_to(records, page),
+            *sections,
+            *([_not_run(missing)] if missing else []),
+            _differences([EXPERIMENTS[name] for name in records]),
+        ]
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, text)
+    return written
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if {"steps", "data", "pictures", "units"} <= content.keys():
+            return dict(content)
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is damaged: `stib reproduce {path.parent.name}` writes it again")
+
+
+def _copy(folder: Path, record: dict[str, Any], pictures: Path) -> list[Path]:
+    """Copy the figures of an experiment to the page's."""
+    copied = []
+    for picture in record["pictures"]:
+        pictures.mkdir(parents=True, exist_ok=True)
+        target = pictures / f"{folder.name}-{picture['file']}"
+        shutil.copyfile(folder / picture["file"], target)
+        copied.append(target)
+    return copied
+
+
+def _how_to(records: dict[str, dict[str, Any]], page: Path) -> str:
+    lines = []
+    for name, record in records.items():
+        data = f" --data {record['data']}" if record["data"] else ""
+        steps = f" --steps {record['steps']}" if record["steps"] else ""
+        lines.append(f"stib reproduce {name}{data}{steps}")
+    shown = page.name if page.is_absolute() else page
+    lines.append(f"stib results results -o {shown}")
+    commands = "\n".join(lines)
+    return (
+        "Each experiment is one command, and the last writes this page:\n\n"
+        f"```bash\n{commands}\n```\n"
+    )
+
+
+def _section(
+    experiment: Experiment, folder: Path, record: dict[str, Any], pictures: list[Path]
+) -> str:
+    trial = f": a trial of {record['steps']:,} steps" if record["steps"] else ""
+    parts = [f"## {experiment.title}{trial}\n", f"{experiment.shows}\n"]
+    for picture, path in zip(record["pictures"], pictures, strict=True):
+        caption = picture["caption"]
+        parts.append(f"![{caption}]({path.parent.name}/{path.name})\n\n*{caption}*\n")
+    parts.append((folder / TABLE).read_text())
+    return "\n".join(parts)
+
+
+def _not_run(missing: list[Experiment]) -> str:
+    lines = "".join(f"- {experiment.title}: `{experiment.name}`\n" for experiment in missing)
+    return f"## Not run\n\n{lines}"
+
+
+def _differences(experiments: list[Experiment]) -> str:
+    """What differs, once where it holds for several experiments."""
+    holds_for: dict[str, list[str]] = {}
+    for experiment in experiments:
+        for difference in experiment.differs:
+            holds_for.setdefault(difference, []).append(experiment.name)
+    lines = "".join(
+        f"- {difference} ({', '.join(f'`{name}`' for name in names)})\n"
+        for difference, names in holds_for.items()
+    )
+    return f"## What differs from the paper, and why\n\n{lines}"

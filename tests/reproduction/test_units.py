@@ -1,0 +1,182 @@
+"""Units with a runner that only writes files: what is begun, resumed, done and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stib_fast.reproduction.units import GENERATED, Unit, UnitStore, perform_all
+from stib_fast.training import Interrupted
+
+TRAINING = Unit("a", "train qm9 --data {data} --model vae", 10)
+OTHER = Unit("b", "train qm9 --data {data}", 20)
+GENERATION = Unit("c", "generate {runs}/b --target gap=6", 1)
+UNITS = [TRAINING, OTHER, GENERATION]
+
+
+class Stib:
+    """Writes what `stib` would, and notes how it was called."""
+
+    def __init__(self, stops_in: str = "", code: int = 130) -> None:
+        self.calls: list[list[str]] = []
+        self.stops_in, self.code = stops_in, code
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        self.calls.append(list(arguments))
+        folder = Path(arguments[-1])
+        folder.mkdir(exist_ok=arguments[0] == "resume")
+        if arguments[0] == "generate":
+            files: tuple[str, ...] = GENERATED
+        else:
+            (folder / "config.yaml").touch()
+            files = ("checkpoint.pt", "evaluation.json")
+        if folder.name == self.stops_in:
+            (folder / files[0]).touch()
+            return self.code
+        for name in files:
+            (folder / name).write_text(f"{len(self.calls)}")
+        return 0
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "my molecules.csv"
+    path.write_text("smiles\nC\n")
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, data: Path) -> UnitStore:
+    return UnitStore(tmp_path / "runs", data)
+
+
+def content(store: UnitStore) -> dict[str, bytes]:
+    files = (path for path in store.folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(store.folder)): path.read_bytes() for path in files}
+
+
+def test_units_are_performed_in_turn_and_only_once(
+    store: UnitStore, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stib = Stib()
+    perform_all(UNITS, store, stib, trial=False)
+    runs = str(store.folder)
+    assert stib.calls == [
+        ["train", "qm9", "--data", str(data), "--model", "vae", "--run", f"{runs}/a"],
+        ["train", "qm9", "--data", str(data), "--run", f"{runs}/b"],
+        ["generate", f"{runs}/b", "--target", "gap=6", "--out", f"{runs}/c"],
+    ]
+    first, second, third = capsys.readouterr().err.splitlines()
+    # The words of a command can be pasted: a space in a name is quoted.
+    assert first.startswith(f"unit 1 of 3: a (stib train qm9 --data '{data}' --model vae")
+    assert first.endswith("; 0 min so far, about 31 min left")
+    # The units of this test take no time, and so do those that are left.
+    assert second.endswith("0 min so far, about 1 min left")
+    assert third.startswith("unit 3 of 3: c (stib generate ")
+
+    before = content(store)
+    perform_all([OTHER, TRAINING], store, stib, trial=False)
+    assert len(stib.calls) == 3
+    assert content(store) == before
+    assert capsys.readouterr().err == "unit 1 of 2: b is done\nunit 2 of 2: a is done\n"
+
+
+def test_a_trial_gives_no_estimate_before_it_has_one(
+    store: UnitStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perform_all(UNITS, store, Stib(), trial=True)
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert "left" not in first
+    assert second.endswith("min left")
+
+
+@pytest.mark.parametrize("code", [130, -2, -15])
+def test_what_was_stopped_is_resumed_and_what_is_done_stays(store: UnitStore, code: int) -> None:
+    with pytest.raises(Interrupted, match="stopped in b; the same command continues"):
+        perform_all(UNITS, store, Stib("b", code), trial=False)
+    first = json.loads((store.folder / "b.json").read_text())
+    before = content(store)
+    stib = Stib()
+    perform_all(UNITS, store, stib, trial=False)
+    assert [call[0] for call in stib.calls] == ["resume", "generate"]
+    assert stib.calls[0][1] == str(store.of(OTHER))
+    after = content(store)
+    assert after["a.json"] == before["a.json"]
+    assert after["a/evaluation.json"] == before["a/evaluation.json"]
+    second = json.loads(after["b.json"])
+    assert second["seconds"] > first["seconds"]
+    assert second["cpu_seconds"] >= first["cpu_seconds"]
+
+
+def test_a_training_that_never_made_its_folder_is_begun(store: UnitStore) -> None:
+    def stopped_at_once(arguments: Sequence[str]) -> int:
+        return 130
+
+    with pytest.raises(Interrupted):
+        perform_all([TRAINING], store, stopped_at_once, trial=False)
+    stib = Stib()
+    perform_all([TRAINING], store, stib, trial=False)
+    assert stib.calls[0][0] == "train"
+
+
+def test_half_a_generation_is_made_anew(store: UnitStore) -> None:
+    with pytest.raises(Interrupted):
+        perform_all(UNITS, store, Stib("c"), trial=False)
+    assert (store.of(GENERATION) / GENERATED[0]).exists()
+    assert not store.is_done(GENERATION)
+    stib = Stib()
+    perform_all(UNITS, store, stib, trial=False)  # its folder must be gone: `Stib` makes it
+    assert [call[0] for call in stib.calls] == ["generate"]
+
+
+def test_a_generation_of_a_model_that_is_no_more_is_made_anew(store: UnitStore) -> None:
+    perform_all(UNITS, store, Stib(), trial=False)
+    shutil.rmtree(store.of(OTHER))
+    (store.folder / "b.json").unlink()
+    stib = Stib()
+    stib.calls = [[]] * 9  # it writes how often it was called: another checkpoint than the first
+    perform_all(UNITS, store, stib, trial=False)
+    assert [call[0] for call in stib.calls[9:]] == ["train", "generate"]
+
+
+@pytest.mark.parametrize("code", [0, 2, -9])
+def test_a_unit_that_fails_is_named(store: UnitStore, code: int) -> None:
+    stib = Stib("b", code)
+    with pytest.raises(RuntimeError, match=rf"b failed with exit code {code}: `stib train qm9"):
+        perform_all(UNITS, store, stib, trial=False)
+    assert len(stib.calls) == 2
+
+
+def test_folders_made_in_another_way_are_refused_before_anything_runs(
+    store: UnitStore, data: Path
+) -> None:
+    perform_all([OTHER], store, Stib(), trial=False)
+    stib = Stib()
+    other = replace(OTHER, command=f"{OTHER.command} --optimisation.steps 5")
+    with pytest.raises(ValueError, match=r"was made by `stib train qm9 --data {data}`, not by"):
+        perform_all([TRAINING, other], store, stib, trial=True)
+
+    moved = data.with_name("moved.csv")
+    moved.write_bytes(data.read_bytes())
+    UnitStore(store.folder, moved).check(OTHER)  # the content counts, not the place
+    moved.write_text("smiles\nCC\n")
+    with pytest.raises(ValueError, match=r"made from my molecules.csv, whose content is not that"):
+        perform_all(UNITS, UnitStore(store.folder, moved), stib, trial=False)
+
+    store.of(TRAINING).mkdir()
+    with pytest.raises(ValueError, match=r"runs/a is not of `stib reproduce`: remove it, or name"):
+        perform_all(UNITS, store, stib, trial=False)
+    assert not stib.calls
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"colour": "red"}'])
+def test_a_damaged_record_is_named(store: UnitStore, text: str) -> None:
+    perform_all([TRAINING], store, Stib(), trial=False)
+    (store.folder / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"runs/a.json is damaged .*: remove it and .*runs/a"):
+        perform_all([TRAINING], store, Stib(), trial=False)
