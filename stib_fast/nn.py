@@ -260,6 +260,7 @@ class InvarianceCritic(nn.Module):
         y_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.feature_dim = feature_dim
         self.cycle_weight = cycle_weight
         self.y_scale = y_scale
         self.critic = MLP([z_dim, *hidden, feature_dim], activation)

@@ -9,7 +9,7 @@ from stib_fast.reproduction.units import Unit
 MODELS = ("stib", "stib-no-adv", "vae", "cvae", "cvib")
 
 # Minutes on two cores.
-ARTIFICIAL, ARTIFICIAL_PAPER, QM9, ZINC, GENERATION = 1.2, 15.0, 7.0, 20.0, 0.3
+ARTIFICIAL, ARTIFICIAL_PAPER, QM9, ZINC, GENERATION = 1.2, 15.0, 7.0, 40.0, 0.3
 
 
 def _artificial(model: str, seed: int = 0) -> Unit:
@@ -19,6 +19,11 @@ def _artificial(model: str, seed: int = 0) -> Unit:
 
 def _molecules(name: str, model: str, minutes: float) -> Unit:
     return Unit(f"{name}-{model}", f"train {name} --data {{data}} --model {model}", minutes)
+
+
+def _zinc_baseline(model: str) -> Unit:
+    command = f"train zinc --data {{data}} --model {model} --optimisation.steps 2000"
+    return Unit(f"zinc-{model}", command, ZINC / 3)
 
 
 def _qm9_of(z0: int, z1: int) -> Unit:
@@ -107,6 +112,40 @@ _ALL = (
         ),
     ),
     Experiment(
+        name="artificial-adversary",
+        title="Artificial data: STIB under other adversaries (beyond the paper)",
+        data=None,
+        units=(
+            _artificial("stib"),
+            Unit("artificial-stib-narrow", "train artificial --model.feature_dim 2", ARTIFICIAL),
+            Unit(
+                "artificial-stib-critic-3",
+                "train artificial --optimisation.critic_steps 3",
+                ARTIFICIAL,
+            ),
+        ),
+        write=trainings.artificial_adversary,
+        shows="Our settings, two features a side as in the paper, and several critic steps.",
+        differs=(),
+    ),
+    Experiment(
+        name="qm9-adversary",
+        title="QM9: STIB under other adversaries (beyond the paper)",
+        data="qm9",
+        units=(
+            _molecules("qm9", "stib", QM9),
+            Unit("qm9-stib-narrow", "train qm9 --data {data} --model.feature_dim 2", QM9),
+            Unit(
+                "qm9-stib-critic-1",
+                "train qm9 --data {data} --optimisation.critic_steps 1",
+                QM9,
+            ),
+        ),
+        write=trainings.qm9_adversary,
+        shows="Our settings, two features a side as in the paper, and a single critic step.",
+        differs=(),
+    ),
+    Experiment(
         name="qm9-dimensions",
         title="QM9: dimensions of Z (Figure 5 of the paper's first version)",
         data="qm9",
@@ -154,9 +193,15 @@ _ALL = (
         name="zinc",
         title="ZINC: all models (Table 2 of the paper's first version)",
         data="zinc250k",
-        units=tuple(_molecules("zinc", model, ZINC) for model in MODELS),
+        units=(
+            _molecules("zinc", "stib", ZINC),
+            *(_zinc_baseline(model) for model in MODELS if model != "stib"),
+        ),
         write=trainings.zinc,
-        shows="Reconstruction and druglikeness (QED) of test molecules.",
+        shows=(
+            "Reconstruction and druglikeness (QED) of test molecules. The baselines are trained "
+            "for a third of STIB's steps."
+        ),
         differs=(
             _SIZES,
             _SPLIT,

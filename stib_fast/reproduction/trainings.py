@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stib_fast.models import STIB
 from stib_fast.reports.figures import latent_figure
 from stib_fast.reports.molecule_figures import dimensions_figure, sections_figure
 from stib_fast.reports.run_report import data_account, latent_space, model_of, training_part
@@ -81,6 +82,18 @@ def qm9(finished: Finished) -> Products:
     return Products(f"{table}{chosen}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}")
 
 
+def artificial_adversary(finished: Finished) -> Products:
+    """STIB on the artificial data under several adversaries."""
+    results = _by_adversary(finished.trainings)
+    return Products(f"{artificial_table(results)}\n{_left_in_z0(results)}")
+
+
+def qm9_adversary(finished: Finished) -> Products:
+    """STIB on QM9 under several adversaries."""
+    results = _by_adversary(finished.trainings)
+    return Products(f"{qm9_table(results)}\n{_left_in_z0(results)}")
+
+
 def zinc(finished: Finished) -> Products:
     """The earlier version's Table 2, right half."""
     runs = finished.trainings
@@ -134,6 +147,18 @@ def sections(finished: Finished) -> Products:
 
 def _results(runs: list[Run]) -> Results:
     return {model_of(run): run.read_evaluation() for run in runs}
+
+
+def _by_adversary(runs: list[Run]) -> Results:
+    """Evaluations by the features a side of the critic and its steps for each of the model."""
+    results: Results = {}
+    for run in runs:
+        model = load(run.folder).model
+        assert isinstance(model, STIB)
+        steps = run.config()["optimisation"]["critic_steps"]
+        label = f"{model.critic.feature_dim} features, {steps} critic step{'s' * (steps > 1)}"
+        results[label] = run.read_evaluation()
+    return results
 
 
 def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
