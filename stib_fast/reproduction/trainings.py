@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from statistics import median
 from typing import Any
 
@@ -69,7 +70,7 @@ def artificial_paper(finished: Finished) -> Products:
         results[f"selected, step {selected['step']:,}"] = selected
     results["last step"] = run.read_evaluation()
     table = artificial_table(results, ARTIFICIAL_AUTHORS_CODE)
-    return Products(f"{table}\n{_left_in_z0(results)}")
+    return Products(f"{table}\n{_left_in_z0(results)}", (_course(finished, run),))
 
 
 def qm9(finished: Finished) -> Products:
@@ -79,7 +80,8 @@ def qm9(finished: Finished) -> Products:
     experiment = _experiment(load(runs[0].folder, with_data=True))
     errors, chosen = _baselines(experiment)
     table = qm9_table(_with_training_part(results), errors)
-    return Products(f"{table}{chosen}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}")
+    text = f"{table}{chosen}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}"
+    return Products(text, (_course(finished, runs[0]),))
 
 
 def artificial_adversary(finished: Finished) -> Products:
@@ -99,7 +101,8 @@ def zinc(finished: Finished) -> Products:
     runs = finished.trainings
     results = _results(runs)
     table = molecule_table(_with_training_part(results), ["qed"], ZINC_PAPER)
-    return Products(f"{table}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}")
+    text = f"{table}{data_account(runs[0], 'all')}\n{_left_in_z0(results)}"
+    return Products(text, (_course(finished, runs[0]),))
 
 
 def dimensions(finished: Finished) -> Products:
@@ -143,6 +146,13 @@ def sections(finished: Finished) -> Products:
         f"{len(gap):,} molecules; colours: ten bins of equal width."
     )
     return Products(_left_in_z0(_results([run])), (Picture(path.name, caption),))
+
+
+def _course(finished: Finished, run: Run) -> Picture:
+    """How the figures of a run moved along training."""
+    shutil.copyfile(run.folder / "training.png", finished.folder / "training.png")
+    caption = f"The course of training of {model_of(run)}, on validation data."
+    return Picture("training.png", caption)
 
 
 def _results(runs: list[Run]) -> Results:
