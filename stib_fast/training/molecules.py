@@ -90,7 +90,7 @@ def molecule_optimisation(steps: int, batch: int) -> Optimisation:
         warmup=100,
         gradient_clip=1.0,
         target_weight=3.0,
-        invariance_weight=0.5,
+        invariance_weight=0.3,
         critic_steps=3,
         lambda_start=8.0,
         lambda_growth=1.0,
