@@ -39,18 +39,27 @@ def new_model(device: str = "cuda") -> STIB:
     return vector_stib(2, 2, 2, 1, feature_dim=4, hidden=(32,)).to(device)
 
 
-def taken(execution: Execution, steps: int = SETTINGS.steps) -> tuple[Tensor, dict[str, Tensor]]:
+def taken(
+    execution: Execution, steps: int = SETTINGS.steps, critic_steps: int = 1
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Terms of some steps, and the weights after them."""
     model, stream = new_model(), SpiralStream(SETTINGS.batch, seed=1, device="cuda")
-    step = TrainingStep(model, SETTINGS, execution)
-    terms = [torch.stack(step(next(stream), number)) for number in range(steps)]
+    step = TrainingStep(model, replace(SETTINGS, critic_steps=critic_steps), execution)
+    terms = []
+    for number in range(steps):
+        critic_batches = [next(stream) for _ in range(step.critic_batches)]
+        terms.append(torch.stack(step(next(stream), number, critic_batches)))
     return torch.stack(terms), model.state_dict()
 
 
+@pytest.mark.parametrize("critic_steps", [1, 3])
 @pytest.mark.parametrize("amp", [False, True])
-def test_captured_is_as_uncaptured_bit_for_bit(amp: bool) -> None:
+def test_captured_is_as_uncaptured_bit_for_bit(amp: bool, critic_steps: int) -> None:
     execution = replace(GPU, amp=amp)
-    found, expected = taken(replace(execution, cuda_graph=True)), taken(execution)
+    found, expected = (
+        taken(replace(execution, cuda_graph=graph), critic_steps=critic_steps)
+        for graph in (True, False)
+    )
     assert torch.equal(found[0], expected[0])
     for name, value in expected[1].items():
         assert torch.equal(found[1][name], value), name
