@@ -92,9 +92,9 @@ def molecule_optimisation(steps: int, batch: int) -> Optimisation:
         target_weight=3.0,
         invariance_weight=0.3,
         critic_steps=3,
-        lambda_start=8.0,
+        lambda_start=16.0,
         lambda_growth=1.0,
-        lambda_max=8.0,
+        lambda_max=16.0,
     )
 
 
