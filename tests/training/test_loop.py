@@ -206,9 +206,9 @@ def test_a_run_of_another_version_is_told_as_such(tmp_path):
         ) as told:
             use()
         assert "\n" not in str(told.value)
-    del content["model"]["critic_reads"]
+    del content["model"]["cycle_weight"]
     config.write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match=r"model\.critic_reads is missing: .* see run\.json$"):
+    with pytest.raises(ValueError, match=r"model\.cycle_weight is missing: .* see run\.json$"):
         stib_fast.load(run.folder)
 
 
