@@ -72,7 +72,7 @@ def first_molecule(self, values):
 def _small():
     """Units run in this process, on few points, without figures and probes of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stib_fast.cli.reproduce, "in_own_process", main)
+        patch.setattr(stib_fast.cli.reproduce, "in_own_process", lambda words, lock: main(words))
         patch.setattr(stib_fast.cli.train, "write_report", lambda run, trained: [])
         patch.setattr(stib_fast.training.artificial, "EVALUATION_POINTS", 300)
         patch.setattr(
