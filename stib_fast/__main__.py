@@ -2,6 +2,9 @@
 
 import sys
 
-from stib_fast.cli import main
+try:
+    from stib_fast.cli import main
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 sys.exit(main())

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 from rdkit import RDLogger
 
 import stib_fast.cli.reproduce
@@ -23,6 +23,9 @@ from stib_fast.reproduction import EXPERIMENTS
 RDLogger.DisableLog("rdApp.*")
 STEPS = "3"
 PICTURES = {
+    "artificial-paper": {"training.png"},
+    "qm9": {"training.png"},
+    "zinc": {"training.png"},
     "artificial-latent": {"latent.png"},
     "qm9-dimensions": {"dimensions.png"},
     "qm9-sections": {"sections.png"},
@@ -68,12 +71,17 @@ def first_molecule(self, values):
     return "CCCCC", self.encode(["CCCCC"]).z1
 
 
+def draw_course(run, trained):
+    imsave(run.folder / "training.png", np.eye(50))
+    return []
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small():
     """Units run in this process, on few points, without figures and probes of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stib_fast.cli.reproduce, "in_own_process", main)
-        patch.setattr(stib_fast.cli.train, "write_report", lambda run, trained: [])
+        patch.setattr(stib_fast.cli.reproduce, "in_own_process", lambda words, lock: main(words))
+        patch.setattr(stib_fast.cli.train, "write_report", draw_course)
         patch.setattr(stib_fast.training.artificial, "EVALUATION_POINTS", 300)
         patch.setattr(
             sys.modules["stib_fast.metrics.invariance"], "probe_r2", lambda z, y, seed: 0.25
@@ -229,21 +237,37 @@ def test_the_page_holds_every_experiment_and_only_files_that_are_there(folder, t
 def test_what_was_not_run_is_listed(folder, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(folder / "out" / "qm9", out / "qm9")
+    shutil.copytree(folder / "out" / "runs", out / "runs")
     assert main(["results", str(out), "-o", str(tmp_path / "page.md")]) == 0
     text = (tmp_path / "page.md").read_text()
     missing = text.partition("## Not run")[2].partition("\n## ")[0]
     assert re.findall(r"`(.+)`", missing) == [name for name in EXPERIMENTS if name != "qm9"]
-    assert not (tmp_path / "page").exists()
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"qm9-training.png"}
+
+
+def test_a_page_of_units_that_were_made_anew_is_refused(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    for name in ("qm9-sections", "runs"):
+        shutil.copytree(folder / "out" / name, out / name)
+    with (out / "runs" / "qm9-stib" / "checkpoint.pt").open("ab") as file:
+        file.write(b"x")
+    assert main(["results", str(out), "-o", str(tmp_path / "page.md")]) == 2
+    message = capsys.readouterr().err
+    assert "runs/qm9-stib/checkpoint.pt that is there: run `stib reproduce qm9-sections" in message
+    assert main(["results", str(out), "-o", str(tmp_path / "out.md")]) == 2
+    assert "its figures would come into" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "qm7"], "choose from artificial-latent, artificial, artificial-paper, qm9-"),
+        (["reproduce", "qm7"], "choose from artificial-latent, artificial, artificial-paper, arti"),
         (["reproduce", "qm9"], "qm9 needs --data, the file of qm9; `stib data fetch qm9` gets it"),
         (["reproduce", "zinc", "--data", "no.csv"], "--data no.csv: there is no such file"),
         (["reproduce", "artificial", "--data", "x.csv"], "artificial draws its data: drop --data"),
         (["reproduce", "artificial", "--steps", "0"], "--steps must be at least 1, not 0"),
+        (["results", ".", "-o", "page"], "-o page: the page is Markdown: let its name end in .md"),
+        (["reproduce", "qm9", "--data", "."], "--data . is a folder, not a file or token cache"),
         (["results", "nowhere", "-o", "page.md"], "nowhere holds no finished experiment: `stib re"),
     ],
 )
@@ -262,9 +286,13 @@ def test_a_whole_run_is_not_taken_for_a_trial(folder, capsys):
     assert "was made by `stib train artificial --model stib" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"units": []}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"units": []}', '{"steps": 1, "data": null, "pictures": [{}], "units": []}'],
+)
 def test_damaged_and_missing_files_of_an_experiment(text, folder, tmp_path, capsys):
     place = tmp_path / "out" / "qm9-sections"
+    shutil.copytree(folder / "out" / "runs", tmp_path / "out" / "runs")
     shutil.copytree(folder / "out" / "qm9-sections", place)
     (place / "sections.png").unlink()
     page = ["results", str(place.parent), "-o", str(tmp_path / "page.md")]
@@ -272,7 +300,7 @@ def test_damaged_and_missing_files_of_an_experiment(text, folder, tmp_path, caps
     assert "sections.png" in capsys.readouterr().err
     (place / "experiment.json").write_text(text)
     assert main(page) == 2
-    message = "experiment.json is damaged: `stib reproduce qm9-sections` writes it again"
+    message = "experiment.json is damaged: `stib reproduce qm9-sections --data FILE --out "
     assert message in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonargparse
 
 from stib_fast.cli.parsers import Commands, command
+from stib_fast.cli.train import settings_of
 from stib_fast.reproduction import EXPERIMENTS, in_own_process, reproduce, write_page
 
 
@@ -37,6 +38,7 @@ def _reproduce(options: jsonargparse.Namespace) -> None:
         None if options.data is None else Path(options.data),
         steps=options.steps,
         run=in_own_process,
+        settings=settings_of,
     )
     print(written[0].read_text())
     print("written: " + ", ".join(str(path) for path in written))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +38,7 @@ from stib_fast.training import (
     selected_model,
     train,
 )
+from stib_fast.training.run import plain
 
 TABLES = ".csv, .csv.gz or .parquet file"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -158,18 +161,35 @@ def _train(options: jsonargparse.Namespace) -> None:
         if chosen.run and processes.first(lambda: Run(chosen.run).is_of(job())):
             return _continue(Run(chosen.run), processes)
         with _told_once(processes):
-            experiment = _experiment(options.experiment, chosen, optimisation, execution)
+            experiment = _experiment(
+                options.experiment, _config(options.experiment, chosen, optimisation, execution)
+            )
         folder = chosen.run or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = processes.first(lambda: _created(folder, experiment))
         _train_and_report(experiment, run, processes, resume=False)
 
 
-def _experiment(
+def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """What ``config.yaml`` would hold of a ``train`` command, but for what its data decide."""
+    parser = _training_parser()
+    training = parser.instantiate(parser.parse_args(spelled_out(list(arguments)))).train
+    chosen = training[training.experiment]
+    return plain(_config(training.experiment, chosen, chosen.optimisation, Execution()))
+
+
+@functools.cache
+def _training_parser() -> jsonargparse.ArgumentParser:
+    parser = command("Train.")
+    add_to(parser.add_subcommands(required=True))
+    return parser
+
+
+def _config(
     name: str, chosen: jsonargparse.Namespace, optimisation: Optimisation, execution: Execution
-) -> Artificial | MoleculeExperiment:
+) -> Any:
     if name == Artificial.name:
         select = chosen.select_by_validation
-        return Artificial(ArtificialConfig(chosen.model, optimisation, execution, select))
+        return ArtificialConfig(chosen.model, optimisation, execution, select)
     kind = MOLECULE_EXPERIMENTS[name]
     molecules = chosen.molecules
     if issubclass(kind, Table):
@@ -179,7 +199,13 @@ def _experiment(
             targets=tuple(chosen.target or molecules.targets),
         )
     data = str(Path(chosen.data).resolve())
-    return kind.from_file(kind.config_type(data, molecules, chosen.model, optimisation, execution))
+    return kind.config_type(data, molecules, chosen.model, optimisation, execution)
+
+
+def _experiment(name: str, config: Any) -> Artificial | MoleculeExperiment:
+    if name == Artificial.name:
+        return Artificial(config)
+    return MOLECULE_EXPERIMENTS[name].from_file(config)
 
 
 def _told_once(processes: Processes) -> contextlib.AbstractContextManager[Any]:

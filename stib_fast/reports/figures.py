@@ -255,6 +255,8 @@ def _panel(
     paper: float | None,
     limit: float | None,
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.plot(steps, values, color="C0", linewidth=1.4, marker=".", markersize=3)
     if paper is not None:
         axes.axhline(paper, color="C1", linestyle="--", linewidth=1.2, label=f"paper's {model}")
@@ -263,6 +265,7 @@ def _panel(
     _scale(axes, name, values)
     axes.set_title(f"{title}   (last {values[-1]:.3g})", fontsize=10)
     axes.set_xlabel("step", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.tick_params(labelsize=8, labelbottom=True)
     axes.grid(alpha=0.3)
 

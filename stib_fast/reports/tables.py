@@ -77,7 +77,7 @@ _MOLECULES_ON_Z0 = {n: title for n, title in _ON_Z0.items() if n != "mi_bits_whi
 _QM9_COLUMNS = {
     **_ON_STRINGS,
     "mae_gap_ev": "gap eV",
-    "mae_polarisability": "pol a₀³",
+    "mae_polarisability": "pol bohr³",
     **_MOLECULES_ON_Z0,
 }
 _INVARIANCE_COLUMNS = {
@@ -103,7 +103,8 @@ _TARGETS_LEGEND = "MAE: in the target's unit; expl.: share of its variance that 
 _LEGEND = (
     "MI: Kraskov's estimate (k = 20) of I(Z0; Y) in bits, at the posterior means. R²: that of Y\n"
     "predicted from Z0, cross-validated. smpl: Z0 drawn from the posterior. act.: the means'\n"
-    "active units, whitened. Of all five, 0 is best. VAE, CVAE, CVIB: all of Z in place of Z0.\n"
+    "active units, whitened. Of all of these, 0 is best. VAE, CVAE, CVIB: all of Z in place of\n"
+    "Z0.\n"
 )
 
 _INVARIANCE_LEGEND = (

@@ -30,7 +30,7 @@ def account_text(units: list[dict[str, Any]]) -> str:
             _number(unit.get("steps"), ",d"),
             _number(unit.get("ms_per_step"), ".1f"),
             _number(unit["seconds"] / 60, ".1f"),
-            _number(unit["cpu_seconds"] / 60, ".1f"),
+            _number(unit["cpu_seconds"] and unit["cpu_seconds"] / 60, ".1f"),
             _number(unit.get("peak_gb"), ".2f"),
         ]
         for unit in units
@@ -39,10 +39,12 @@ def account_text(units: list[dict[str, Any]]) -> str:
     commands = "\n".join(unit["command"] for unit in units)
     return (
         f"### What it took\n\n{markdown_table(header, body)}\n"
-        "minutes: wall clock of all sessions, with loading, measuring and drawing, whatever else\n"
-        "the machine did; CPU min: processor time of all threads.\n"
+        "ms a step, peak GB: of the last session of training; minutes: wall clock of all\n"
+        "sessions, with loading, measuring and drawing, whatever else the machine did; CPU min:\n"
+        "processor time of all threads.\n"
         f"Machine: {machines}.\n\n"
-        f"Commands, in the folder of all results:\n\n```bash\n{commands}\n```\n"
+        "Commands, in the folder of all results, with the data file in it:\n\n"
+        f"```bash\n{commands}\n```\n"
     )
 
 
@@ -53,23 +55,24 @@ def _of(unit: Unit, finished: Finished) -> dict[str, Any]:
         "name": unit.name,
         "command": shlex.join(["stib", *unit.arguments("runs", str(record.data))]),
         "seconds": round(record.seconds, 1),
-        "cpu_seconds": round(record.cpu_seconds, 1),
+        "cpu_seconds": record.cpu_seconds and round(record.cpu_seconds, 1),
         "processor": record.processor,
         "cores": record.cores,
-        "gpu": record.gpu,
     }
     folder = finished.store.of(unit)
     if unit.trains:
-        return told | _of_training(Run(folder))
+        return told | _of_training(Run(folder), record.gpu)
     return told | {"seed": json.loads((folder / "summary.json").read_text())["seed"]}
 
 
-def _of_training(run: Run) -> dict[str, Any]:
-    optimisation = run.config()["optimisation"]
+def _of_training(run: Run, gpu: str | None) -> dict[str, Any]:
+    config = run.config()
+    optimisation = config["optimisation"]
     versions = json.loads((run.folder / "run.json").read_text())
     told: dict[str, Any] = {
         "seed": optimisation["seed"],
         "steps": optimisation["steps"],
+        "gpu": None if config["execution"]["device"] == "cpu" else gpu,
         "threads": versions["threads"],
         "versions": {name: versions[name] for name in VERSIONS},
     }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from stib_fast.data.replacing import write_text
+from stib_fast.data.token_cache import file_digest
 from stib_fast.reproduction.experiment import Experiment
 from stib_fast.reproduction.experiments import EXPERIMENTS
 from stib_fast.reproduction.reproduce import RECORD, TABLE
@@ -17,7 +20,7 @@ _INTRODUCTION = """\
 
 The experiments of Wieser, Parbhoo, Wieczorek, Roth: *Inverse Learning of Symmetries* (NeurIPS 2020,
 arXiv:2002.02782) with this library, beside the paper's figures. This page is written by a command
-from the folders of the runs; no figure is typed. What differs from the paper, and why, is
+from the folders of the runs; none of our figures is typed. What differs from the paper, and why, is
 [at the end](#what-differs-from-the-paper-and-why).
 """
 
@@ -40,10 +43,18 @@ def write_page(folder: Path, page: Path) -> list[Path]:
     Raises
     ------
     ValueError
-        There is no finished experiment in the folder, or one is damaged.
+        There is no finished experiment in the folder, one is damaged, or a unit of it was made
+        anew since; the page is no Markdown file, or its figures would come among the results.
     OSError
         A file is missing or cannot be written.
     """
+    if page.suffix != ".md":
+        raise ValueError(f"-o {page}: the page is Markdown: let its name end in .md")
+    pictures = page.with_suffix("")
+    if pictures.resolve() == folder.resolve():
+        raise ValueError(
+            f"-o {page}: its figures would come into {pictures}, among the results: name another"
+        )
     records = {
         name: _record(folder / name / RECORD)
         for name in EXPERIMENTS
@@ -53,7 +64,8 @@ def write_page(folder: Path, page: Path) -> list[Path]:
         raise ValueError(
             f"{folder} holds no finished experiment: `stib reproduce NAME --out {folder}` makes one"
         )
-    pictures = page.with_suffix("")
+    for name, record in records.items():
+        _check_source(folder, name, record)
     sections, written = [], [page]
     for name, record in records.items():
         copied = _copy(folder / name, record, pictures)
@@ -77,11 +89,30 @@ def write_page(folder: Path, page: Path) -> list[Path]:
 def _record(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-        if {"steps", "data", "pictures", "units"} <= content.keys():
-            return dict(content)
-    except (ValueError, AttributeError):
-        pass
-    raise ValueError(f"{path} is damaged: `stib reproduce {path.parent.name}` writes it again")
+        record = {key: content[key] for key in ("steps", "data", "units")}
+        pictures = [{key: p[key] for key in ("file", "caption")} for p in content["pictures"]]
+        return record | {"pictures": pictures, "made_from": dict(content["made_from"])}
+    except (ValueError, KeyError, TypeError):
+        name, out = path.parent.name, path.parent.parent
+        raise ValueError(f"{path} is damaged: `{_command(name, out)}` writes it again") from None
+
+
+def _command(name: str, out: Path) -> str:
+    """What makes an experiment anew."""
+    data = " --data FILE" if EXPERIMENTS[name].data else ""
+    return f"stib reproduce {name}{data} --out {shlex.quote(str(out))}"
+
+
+def _check_source(folder: Path, name: str, record: dict[str, Any]) -> None:
+    """Refuse tables and figures of units that are no more."""
+    steps = f" --steps {record['steps']}" if record["steps"] else ""
+    for file, sha256 in record["made_from"].items():
+        path = folder / file
+        if not (path.is_file() and file_digest(path) == sha256):
+            raise ValueError(
+                f"{folder / name} was not made from the {path} that is there: run "
+                f"`{_command(name, folder)}{steps}` again"
+            )
 
 
 def _copy(folder: Path, record: dict[str, Any], pictures: Path) -> list[Path]:
@@ -98,11 +129,11 @@ def _copy(folder: Path, record: dict[str, Any], pictures: Path) -> list[Path]:
 def _how_to(records: dict[str, dict[str, Any]], page: Path) -> str:
     lines = []
     for name, record in records.items():
-        data = f" --data {record['data']}" if record["data"] else ""
-        steps = f" --steps {record['steps']}" if record["steps"] else ""
-        lines.append(f"stib reproduce {name}{data}{steps}")
-    shown = page.name if page.is_absolute() else page
-    lines.append(f"stib results results -o {shown}")
+        data = ["--data", record["data"]] if record["data"] else []
+        steps = ["--steps", str(record["steps"])] if record["steps"] else []
+        lines.append(shlex.join(["stib", "reproduce", name, *data, *steps]))
+    shown = page.name if page.is_absolute() else str(page)
+    lines.append(shlex.join(["stib", "results", "results", "-o", shown]))
     commands = "\n".join(lines)
     return (
         "Each experiment is one command, and the last writes this page:\n\n"
@@ -117,7 +148,7 @@ def _section(
     parts = [f"## {experiment.title}{trial}\n", f"{experiment.shows}\n"]
     for picture, path in zip(record["pictures"], pictures, strict=True):
         caption = picture["caption"]
-        parts.append(f"![{caption}]({path.parent.name}/{path.name})\n\n*{caption}*\n")
+        parts.append(f"![{caption}]({quote(f'{path.parent.name}/{path.name}')})\n\n*{caption}*\n")
     parts.append((folder / TABLE).read_text())
     return "\n".join(parts)
 

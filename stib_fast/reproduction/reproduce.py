@@ -7,9 +7,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from stib_fast.data.replacing import write_text
+from stib_fast.data.token_cache import RECORD as CACHE_RECORD
+from stib_fast.data.token_cache import file_digest
 from stib_fast.reproduction.account import account, account_text
 from stib_fast.reproduction.experiment import Experiment, Finished
-from stib_fast.reproduction.units import Runner, Unit, UnitStore, in_own_process, perform_all
+from stib_fast.reproduction.units import (
+    Runner,
+    Settings,
+    Unit,
+    UnitStore,
+    in_own_process,
+    perform_all,
+)
 
 RUNS = "runs"
 TABLE = "table.md"
@@ -23,6 +32,7 @@ def reproduce(
     *,
     steps: int | None = None,
     run: Runner = in_own_process,
+    settings: Settings,
 ) -> list[Path]:
     """Perform what is not done of an experiment, and write its tables and figures.
 
@@ -38,6 +48,8 @@ def reproduce(
         A trial: every training takes so many steps, and the table says so.
     run : callable
         Runs the command line of a unit.
+    settings : callable
+        What a training would be made with today: one made with other settings is refused.
 
     Returns
     -------
@@ -51,13 +63,13 @@ def reproduce(
     Interrupted
         Stopped by Ctrl-C or SIGTERM; the same call continues.
     RuntimeError
-        A unit failed.
+        A unit failed, or another process is making it.
     """
     _check_data(experiment, data)
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
     units = tuple(_shortened(unit, steps) for unit in experiment.units)
-    store = UnitStore(out / RUNS, data)
+    store = UnitStore(out / RUNS, data, settings=settings)
     perform_all(units, store, run, trial=steps is not None)
 
     folder = out / experiment.name
@@ -73,6 +85,10 @@ def reproduce(
         "data": data.name if data else None,
         "pictures": [asdict(picture) for picture in products.pictures],
         "units": took,
+        "made_from": {
+            path.relative_to(out).as_posix(): file_digest(path)
+            for path in map(store.product, units)
+        },
     }
     # Last: a folder without it is not finished.
     write_text(folder / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -99,3 +115,5 @@ def _check_data(experiment: Experiment, data: Path | None) -> None:
         )
     if data is not None and not data.exists():
         raise FileNotFoundError(f"--data {data}: there is no such file")
+    if data is not None and data.is_dir() and not (data / CACHE_RECORD).is_file():
+        raise ValueError(f"--data {data} is a folder, not a file or token cache")

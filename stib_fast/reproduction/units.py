@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -11,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,8 +29,15 @@ from stib_fast.training.molecule_data import digest
 INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
 GENERATED = ("molecules.csv", "summary.json", "index.html")
 
-Runner = Callable[[Sequence[str]], int]
-"""Runs a command line of `stib`, without the name of the program, and returns its exit code."""
+# Of config.yaml: where the data lie and how the steps run, and what the data decide.
+NO_SETTINGS = ("data", "execution.", "molecules.max_length")
+
+Runner = Callable[[Sequence[str], int], int]
+"""Runs a command line of `stib`, without the name of the program, and returns its exit code; the
+descriptor of the unit's lock has to stay open as long as it runs."""
+
+Settings = Callable[[Sequence[str]], dict[str, Any]]
+"""What the ``config.yaml`` of a ``train`` command line would hold today."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ class Record:
     model_sha256 : str or None
         Digest of the checkpoint that a generation takes.
     seconds, cpu_seconds : float
-        Wall clock and processor time of all its sessions: loading, training, measuring, drawing.
+        Wall clock and processor time of all its sessions: loading, training, measuring, drawing;
+        the latter None where it was not counted yet.
     """
 
     command: str
@@ -99,7 +110,7 @@ class Record:
     gpu: str | None
     model_sha256: str | None = None
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    cpu_seconds: float | None = None
 
 
 class UnitStore:
@@ -110,10 +121,12 @@ class UnitStore:
     folder : Path
     data : Path, optional
         The data file of the units whose commands name it.
+    settings : callable
     """
 
-    def __init__(self, folder: Path, data: Path | None = None) -> None:
+    def __init__(self, folder: Path, data: Path | None = None, *, settings: Settings) -> None:
         self.folder = folder
+        self._settings = settings
         self.data = data
         self._digest = digest(str(data)) if data else None
 
@@ -121,8 +134,12 @@ class UnitStore:
         """The folder of a unit."""
         return self.folder / unit.name
 
+    def product(self, unit: Unit) -> Path:
+        """The file that tells one making of a unit from another."""
+        return Run(self.of(unit)).checkpoint if unit.trains else self.of(unit) / "summary.json"
+
     def record(self, unit: Unit) -> Record | None:
-        """What is kept of a unit, if it was begun.
+        """What is kept of a unit, if it was begun: one that failed early has left no folder.
 
         Raises
         ------
@@ -130,7 +147,7 @@ class UnitStore:
             The file is damaged.
         """
         path = self._record_path(unit)
-        if not path.exists():
+        if not (path.exists() and self.of(unit).exists()):
             return None
         try:
             return Record(**json.loads(path.read_text()))
@@ -140,13 +157,14 @@ class UnitStore:
             ) from error
 
     def check(self, unit: Unit) -> None:
-        """Raise a ValueError if the folder of a unit was not made by its command and data."""
+        """Raise a ValueError if a unit was not made by its command, data and today's settings."""
         record, folder = self.record(unit), self.of(unit)
-        remedy = "remove it, or name another folder with --out"
+        another = "or name another folder with --out"
         if record is None:
             if folder.exists():
-                raise ValueError(f"{folder} is not of `stib reproduce`: {remedy}")
+                raise ValueError(f"{folder} is not of `stib reproduce`: remove it, {another}")
             return
+        remedy = f"remove {folder} and {self._record_path(unit)}, {another}"
         if record.command != unit.command:
             raise ValueError(
                 f"{folder} was made by `stib {record.command}`, not by `stib {unit.command}`: "
@@ -157,14 +175,33 @@ class UnitStore:
                 f"{folder} was made from {record.data}, whose content is not that of {self.data}: "
                 f"{remedy}"
             )
+        if unit.trains and Run(folder).exists():
+            self._check_settings(unit, remedy)
+
+    def _check_settings(self, unit: Unit, remedy: str) -> None:
+        folder = self.of(unit)
+        config = Run(folder).config()
+        made = dict(_settings_in(config))
+        today = dict(_settings_in(self._settings(unit.arguments("runs", "data"))))
+        for name in (*today, *(made.keys() - today.keys())):
+            if name not in made or name not in today or made[name] != today[name]:
+                raise ValueError(
+                    f"{folder} was made with {name} {made.get(name)}, which "
+                    f"`stib {unit.command}` now sets to {today.get(name)}: {remedy}"
+                )
+        if "data" in config and not Path(config["data"]).exists():
+            raise ValueError(
+                f"{folder}: its data file {config['data']} is no longer there: write where it is "
+                f"into {folder}/config.yaml, or {remedy}"
+            )
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit has written all that it writes."""
         record, folder = self.record(unit), self.of(unit)
         if record is None:
             return False
-        if unit.trains:
-            return Run(folder).evaluation.exists()
+        if unit.trains:  # the figure comes after the evaluation
+            return Run(folder).evaluation.exists() and (folder / "training.png").exists()
         written = all((folder / name).exists() for name in GENERATED)
         return written and record.model_sha256 == self._model_digest(unit)
 
@@ -183,15 +220,21 @@ class UnitStore:
         Interrupted
             It was stopped; the same call resumes it.
         RuntimeError
-            It failed, with a message of its own.
+            It failed, with a message of its own, or another process is making it.
         """
+        with self._locked(unit) as lock:
+            self.check(unit)
+            if not self.is_done(unit):  # another process may have made it meanwhile
+                self._perform(unit, run, lock)
+
+    def _perform(self, unit: Unit, run: Runner, lock: int) -> None:
         arguments = self.arguments(unit)
         if not unit.trains or self.record(unit) is None:
             # Half a generation, or one of a model that is no more, is made anew.
             shutil.rmtree(self.of(unit), ignore_errors=True)
             self._begin(unit)
         start, cpu_start = time.perf_counter(), _cpu_seconds()
-        code = run(arguments)
+        code = run(arguments, lock)
         self._add_time(unit, time.perf_counter() - start, _cpu_seconds() - cpu_start)
         if code in INTERRUPTED:
             raise Interrupted(f"stopped in {unit.name}; the same command continues")
@@ -200,6 +243,20 @@ class UnitStore:
                 f"{unit.name} failed with exit code {code}: `stib {shlex.join(arguments)}`; "
                 "its message stands above"
             )
+
+    @contextmanager
+    def _locked(self, unit: Unit) -> Iterator[int]:
+        """Hold the lock of a unit, whose descriptor keeps it in every process that has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{unit.name}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RuntimeError(
+                    f"{unit.name} is being made by another `stib reproduce`: wait for that, or "
+                    "name another folder with --out"
+                ) from None
+            yield file.fileno()
 
     def _record_path(self, unit: Unit) -> Path:
         return self.folder / f"{unit.name}.json"
@@ -210,7 +267,6 @@ class UnitStore:
 
     def _begin(self, unit: Unit) -> None:
         uses_data = "{data}" in unit.command
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._write(
             unit,
             Record(
@@ -221,23 +277,30 @@ class UnitStore:
                 cores=os.cpu_count() or 1,
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 model_sha256=None if unit.trains else self._model_digest(unit),
+                cpu_seconds=0.0,
             ),
         )
 
     def _add_time(self, unit: Unit, seconds: float, cpu_seconds: float) -> None:
         record = self.record(unit)
-        assert record is not None  # written by `_begin`
-        self._write(
-            unit,
-            replace(
-                record,
-                seconds=record.seconds + seconds,
-                cpu_seconds=record.cpu_seconds + cpu_seconds,
-            ),
-        )
+        if record is None:  # it has made no folder
+            return
+        if record.cpu_seconds is not None:
+            record = replace(record, cpu_seconds=record.cpu_seconds + cpu_seconds)
+        self._write(unit, replace(record, seconds=record.seconds + seconds))
 
     def _write(self, unit: Unit, record: Record) -> None:
         write_text(self._record_path(unit), json.dumps(asdict(record), indent=2) + "\n")
+
+
+def _settings_in(config: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a ``config.yaml`` by their names on the command line."""
+    for key, value in config.items():
+        name = within + key
+        if isinstance(value, dict):
+            yield from _settings_in(value, f"{name}.")
+        elif not name.startswith(NO_SETTINGS):
+            yield name, value
 
 
 def _cpu_seconds() -> float:
@@ -287,14 +350,15 @@ def perform_all(units: Sequence[Unit], store: UnitStore, run: Runner, *, trial: 
         performed += expected[unit.name]
 
 
-def in_own_process(arguments: Sequence[str]) -> int:
+def in_own_process(arguments: Sequence[str], lock: int) -> int:
     """Run a command line of `stib` in a process of its own, whose memory is counted apart.
 
     Ctrl-C in a terminal reaches that process by itself, which then writes its checkpoint; SIGTERM
-    is passed on.
+    is passed on. If this process is killed, the other goes on to hold the lock of its unit.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with subprocess.Popen([sys.executable, "-m", "stib_fast", *arguments]) as process:
+    command = [sys.executable, "-m", "stib_fast", *arguments]
+    with subprocess.Popen(command, pass_fds=[lock]) as process:
         try:
             signal.signal(signal.SIGINT, lambda number, frame: None)
             signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())

@@ -92,7 +92,7 @@ class Run:
         write_text(self._record, content + "\n")
         experiment.save_into(self.folder)
         # Last: a folder without it is no run.
-        write_text(self._config, yaml.safe_dump(_plain(asdict(experiment.config)), sort_keys=False))
+        write_text(self._config, yaml.safe_dump(plain(experiment.config), sort_keys=False))
 
     def exists(self) -> bool:
         """Whether the folder is that of a run."""
@@ -202,6 +202,11 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as ``config.yaml`` holds it."""
+    return dict(_plain(asdict(config)))
 
 
 def _plain(value: Any) -> Any:
