@@ -242,7 +242,8 @@ def molecules_figure(rows: Sequence[Sequence[tuple[str, str]]], path: Path) -> N
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
-    figure = Figure(figsize=(3.4 * columns, 2.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 2.6 * len(rows)))
+    figure.set_layout_engine("constrained", h_pad=0.1)  # titles of two lines reach the edge
     for line, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for axes in line:
             axes.axis("off")
