@@ -23,6 +23,9 @@ STEPS = 20
 SIZES = ["--model.z0_dim", "4", "--model.z1_dim", "2", "--model.hidden", "[16]"]
 SIZES += ["--model.channels", "8", "--model.encoder_hidden", "16", "--model.decoder_hidden", "16"]
 SETTINGS = ["--batch", "64", "--optimisation.steps", str(STEPS), "--optimisation.evaluations", "2"]
+# Sixty critic steps in float32 carry the rounding of its features up to 10 % of their mutual
+# information, twenty up to 0.6 %; that they are shared as well is held to 1e-9 in test_step.
+SETTINGS += ["--optimisation.critic_steps", "1"]
 # A process that waits for a dead one would do so for half an hour.
 LIMIT = 150
 
@@ -90,11 +93,9 @@ def test_two_processes_train_as_one_does(cache, two, tmp_path):
         assert row.keys() == other.keys()
         for name, value in row.items():
             assert bool(value) == bool(other[name])
-            # float32 sums in another order, through up to twenty steps of Adam; of the critic
-            # sixty, which its mutual information shows (found: 3 %).
+            # float32 sums in another order, through up to twenty steps of Adam.
             if value:
-                rel = 0.1 if name == "mi" else 2e-2
-                assert float(value) == pytest.approx(float(other[name]), rel=rel, abs=2e-3), name
+                assert float(value) == pytest.approx(float(other[name]), rel=2e-2, abs=2e-3), name
     assert json.loads((run / "resources.json").read_text())["processes"] == 2
 
 
