@@ -19,11 +19,11 @@ class ZincConfig(TableConfig):
     )
     optimisation: Optimisation = field(
         default_factory=lambda: replace(
-            molecule_optimisation(steps=6000, batch=128),
-            invariance_weight=0.5,
+            molecule_optimisation(steps=20_000, batch=128),
+            invariance_weight=1.0,
             critic_steps=2,
-            lambda_start=8.0,
-            lambda_max=8.0,
+            lambda_start=32.0,
+            lambda_max=32.0,
         )
     )
 
