@@ -18,7 +18,8 @@ import stib_fast.training.artificial
 from stib_fast.cli import main
 from stib_fast.generation import GenerativeModel
 from stib_fast.models import SmilesDecoder
-from stib_fast.reproduction import EXPERIMENTS
+from stib_fast.reports.tables import INVARIANCE_LEGEND, MOLECULES_LEGEND, ON_Z0_LEGEND
+from stib_fast.reproduction import EXPERIMENTS, account
 
 RDLogger.DisableLog("rdApp.*")
 STEPS = "3"
@@ -228,6 +229,10 @@ def test_the_page_holds_every_experiment_and_only_files_that_are_there(folder, t
     assert {str(path) for path in files(page.parent)} == {"results.md", *shown}
     # A line of text that follows a table without a gap would be a row of it.
     assert not re.search(r"\|\n[^|\n]", text)
+    reading = text.partition("## How to read the tables\n")[2].partition("\n## ")[0]
+    for legend in (ON_Z0_LEGEND, MOLECULES_LEGEND, INVARIANCE_LEGEND, account.LEGEND):
+        assert legend in reading
+        assert text.count(legend) == 1
 
     before = {name: path.read_bytes() for name, path in files(tmp_path).items()}
     assert main(["results", str(folder / "out"), "-o", str(page)]) == 0

@@ -94,20 +94,20 @@ ARTIFICIAL_LIMIT = {"mae_x": 0.0, "mae_y": 0.432, **dict.fromkeys(_ON_Z0, 0.0)}
 spiral at 2 x₀ + x₁ (measured on 10,000 samples; 0.002 from one set of samples to another)."""
 
 _NO_FIGURE = "–"
-_MOLECULES_LEGEND = (
+MOLECULES_LEGEND = (
     "SMILES: share of tokens reconstructed, as far as the paper says; whole: of whole strings.\n"
     "Test molecules, but for the columns on Z0: the whole data set, and above 10,000\n"
     "molecules at most 5,000 test molecules.\n"
 )
 _TARGETS_LEGEND = "MAE: in the target's unit; expl.: share of its variance that is predicted.\n"
-_LEGEND = (
+ON_Z0_LEGEND = (
     "MI: Kraskov's estimate (k = 20) of I(Z0; Y) in bits, at the posterior means. R²: that of Y\n"
     "predicted from Z0, cross-validated. smpl: Z0 drawn from the posterior. act.: the means'\n"
     "active units, whitened. Of all of these, 0 is best. VAE, CVAE, CVIB: all of Z in place of\n"
     "Z0.\n"
 )
 
-_INVARIANCE_LEGEND = (
+INVARIANCE_LEGEND = (
     "Kraskov's estimate (k = 20) of I(Z0; Y) in bits. MI: at the posterior means in their own\n"
     "scale, the paper's figure; smpl: Z0 drawn from the posterior; whit.: the means whitened;\n"
     "act.: the means of the active units (KL divergence above 0.01 nats) whitened. R²: that of Y\n"
@@ -153,7 +153,7 @@ def artificial_table(
     others = {**(beside or {}), "limit": ARTIFICIAL_LIMIT}
     table = _beside_paper(_ARTIFICIAL_COLUMNS, paper, results, others)
     return (
-        f"{table}\n{_LEGEND}"
+        f"{table}\n{ON_Z0_LEGEND}"
         "Brackets: the paper's text and its earlier version. Limit: the best possible.\n"
     )
 
@@ -191,7 +191,7 @@ def qm9_table(
     """
     paper = {name: _formatted(row, digits=2) for name, row in QM9_PAPER.items()}
     table = _beside_paper(_QM9_COLUMNS, paper, results, beside or {})
-    return f"{table}\n{_MOLECULES_LEGEND}{_LEGEND}"
+    return f"{table}\n{MOLECULES_LEGEND}{ON_Z0_LEGEND}"
 
 
 def molecule_table(
@@ -236,7 +236,7 @@ def molecule_table(
     columns |= _MOLECULES_ON_Z0
     rows = {name: _formatted(row, digits=2) for name, row in (paper or {}).items()}
     table = _beside_paper(columns, rows, results, {})
-    return f"{table}\n{_MOLECULES_LEGEND}{_TARGETS_LEGEND}{_LEGEND}"
+    return f"{table}\n{MOLECULES_LEGEND}{_TARGETS_LEGEND}{ON_Z0_LEGEND}"
 
 
 def _formatted(row: Mapping[str, float | None], digits: int) -> dict[str, str]:
@@ -292,7 +292,7 @@ def invariance_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
         for name, row in results.items()
     ]
     table = markdown_table(["model", *_INVARIANCE_COLUMNS.values()], body)
-    return f"{table}\n{_INVARIANCE_LEGEND}"
+    return f"{table}\n{INVARIANCE_LEGEND}"
 
 
 def _cell(value: float | None, column: str) -> str:

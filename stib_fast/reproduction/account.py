@@ -12,6 +12,11 @@ from stib_fast.reproduction.units import Unit
 from stib_fast.training import Run
 
 VERSIONS = ("stib_fast", "python", "torch", "numpy", "scikit-learn", "rdkit")
+LEGEND = (
+    "ms a step, peak GB: of the last session of training; minutes: wall clock of all sessions,\n"
+    "with loading, measuring and drawing, whatever else the machine did; CPU min: processor time\n"
+    "of all threads.\n"
+)
 _NO_FIGURE = "–"
 
 
@@ -39,10 +44,7 @@ def account_text(units: list[dict[str, Any]]) -> str:
     commands = "\n".join(unit["command"] for unit in units)
     return (
         f"### What it took\n\n{markdown_table(header, body)}\n"
-        "ms a step, peak GB: of the last session of training; minutes: wall clock of all\n"
-        "sessions, with loading, measuring and drawing, whatever else the machine did; CPU min:\n"
-        "processor time of all threads.\n"
-        f"Machine: {machines}.\n\n"
+        f"{LEGEND}\nMachine: {machines}.\n\n"
         "Commands, in the folder of all results, with the data file in it:\n\n"
         f"```bash\n{commands}\n```\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.parse import quote
 
 from stib_fast.data.replacing import write_text
 from stib_fast.data.token_cache import file_digest
+from stib_fast.reports.tables import INVARIANCE_LEGEND, MOLECULES_LEGEND, ON_Z0_LEGEND
+from stib_fast.reproduction import account
 from stib_fast.reproduction.experiment import Experiment
 from stib_fast.reproduction.experiments import EXPERIMENTS
 from stib_fast.reproduction.reproduce import RECORD, TABLE
@@ -23,6 +26,9 @@ arXiv:2002.02782) with this library, beside the paper's figures. This page is wr
 from the folders of the runs; none of our figures is typed. What differs from the paper, and why, is
 [at the end](#what-differs-from-the-paper-and-why).
 """
+
+# Each experiment's own table has them; the page has them once.
+_LEGENDS = (ON_Z0_LEGEND, MOLECULES_LEGEND, INVARIANCE_LEGEND, account.LEGEND)
 
 
 def write_page(folder: Path, page: Path) -> list[Path]:
@@ -76,7 +82,8 @@ def write_page(folder: Path, page: Path) -> list[Path]:
         [
             _INTRODUCTION,
             _how_to(records, page),
-            *sections,
+            _legends(sections),
+            *map(_without_legends, sections),
             *([_not_run(missing)] if missing else []),
             _differences([EXPERIMENTS[name] for name in records]),
         ]
@@ -151,6 +158,17 @@ def _section(
         parts.append(f"![{caption}]({quote(f'{path.parent.name}/{path.name}')})\n\n*{caption}*\n")
     parts.append((folder / TABLE).read_text())
     return "\n".join(parts)
+
+
+def _legends(sections: list[str]) -> str:
+    used = [legend for legend in _LEGENDS if any(legend in section for section in sections)]
+    return "\n".join(["## How to read the tables\n", *used])
+
+
+def _without_legends(section: str) -> str:
+    for legend in _LEGENDS:
+        section = section.replace(legend, "")
+    return re.sub("\n{3,}", "\n\n", section)
 
 
 def _not_run(missing: list[Experiment]) -> str:
