@@ -26,6 +26,13 @@ from stib_fast.machine import cpu_name
 from stib_fast.training import Interrupted, Run
 from stib_fast.training.molecule_data import digest
 
+# Until its training listens, Ctrl-C ends it without a word: the process that waits has one.
+_PROGRAM = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+from stib_fast.cli import main
+sys.exit(main())
+"""
 INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
 GENERATED = ("molecules.csv", "summary.json", "index.html")
 
@@ -357,7 +364,7 @@ def in_own_process(arguments: Sequence[str], lock: int) -> int:
     is passed on. If this process is killed, the other goes on to hold the lock of its unit.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    command = [sys.executable, "-m", "stib_fast", *arguments]
+    command = [sys.executable, "-c", _PROGRAM, *arguments]
     with subprocess.Popen(command, pass_fds=[lock]) as process:
         try:
             signal.signal(signal.SIGINT, lambda number, frame: None)
