@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,28 +23,22 @@ from benchmarks import harness, report
 from benchmarks.harness import Row
 from stib_fast.chem import Vocabulary
 from stib_fast.training import Execution, Processes, Zinc, ZincConfig
-from stib_fast.training.molecules import molecule_optimisation
 from stib_fast.training.step import TrainingStep
 from stib_fast.training.table import TableData
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LENGTH = 120
+LENGTH = 73
 SIZES = {"1 process": 1, "2 processes": 2, "4 processes": 4, "8 processes": 8}
 VOCABULARY = Vocabulary.preset("zinc250k")
 
 
 def experiment(rows: int) -> Zinc:
     """ZINC without its molecules; the batch decides the critic's features."""
-    return Zinc(
-        ZincConfig(
-            data="",
-            molecules=TableData(targets=("qed",), max_length=LENGTH),
-            optimisation=molecule_optimisation(steps=1, batch=rows),
-        ),
-        VOCABULARY,
-    )
+    config = ZincConfig(data="", molecules=TableData(targets=("qed",), max_length=LENGTH))
+    steps = replace(config.optimisation, steps=1, batch=rows)
+    return Zinc(replace(config, optimisation=steps), VOCABULARY)
 
 
 def worker(rank: int, size: int, rows: int, repetitions: int, device: str, folder: str) -> None:
