@@ -83,8 +83,8 @@ class Generation:
         Properties, T of them, as the run names them; QM9's: ``gap_ev`` (eV), ``polarisability``
         (bohr³).
     reference : str
-        SMILES of the molecule at whose Z1 these were generated; with target values the training
-        molecule whose prediction is nearest to them, from which their Z1 was found.
+        SMILES of the molecule at whose Z1 these were generated; with target values a training
+        molecule whose prediction is near them, from which their Z1 was found.
     target : dict
         The values that were asked for; empty where a reference was given.
     wanted : Tensor
@@ -220,8 +220,9 @@ class GenerativeModel(Trained):
         target : mapping of str to float
             Values of some or all properties in the units of the data, in place of a reference.
             Names as the run has them, with or without the unit behind them (QM9: ``gap_ev`` or
-            ``gap`` in eV, ``polarisability`` in bohr³). Z1 is found from the training molecule
-            whose prediction is nearest by minimising the predictor's error.
+            ``gap`` in eV, ``polarisability`` in bohr³). Z1 is found by minimising the predictor's
+            error, from the training molecules (of the first 10,000) whose predictions are nearest,
+            one after the other until one leads there.
         n : int
             Strings that are decoded.
         seed : int
@@ -344,7 +345,7 @@ class GenerativeModel(Trained):
             ) from None
 
     def _z1_for(self, values: Mapping[str, float]) -> tuple[str, Tensor]:
-        """Z1 [1, d] at which the predictor gives some values, and the molecule nearest to them."""
+        """Z1 [1, d] at which the predictor gives some values, and the molecule it starts from."""
         names = self._molecules.predictions
         columns = [names.index(name) for name in values]
         training = self._training

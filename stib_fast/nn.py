@@ -238,6 +238,11 @@ class InvarianceCritic(nn.Module):
     y_scale : float
         y is divided by it on its way into h: about the spread of y.
 
+    Raises
+    ------
+    ValueError
+        `feature_dim` is below 1.
+
     Examples
     --------
     >>> import torch
@@ -260,6 +265,8 @@ class InvarianceCritic(nn.Module):
         y_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if feature_dim < 1:
+            raise ValueError(f"feature_dim must be at least 1; got {feature_dim}")
         self.feature_dim = feature_dim
         self.cycle_weight = cycle_weight
         self.y_scale = y_scale

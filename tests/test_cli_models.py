@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 
 import numpy
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 import stib_fast
 from stib_fast.cli import main
+from stib_fast.cli.train import settings_of
 from stib_fast.data import sample
 from stib_fast.models import CVAE, CVIB, STIB, VAE, STIBWithoutAdversary
 from stib_fast.training import artificial
@@ -138,6 +140,34 @@ def test_cvib_has_a_weight_of_its_own_which_typed_options_change(capsys):
         found = settings([*arguments, "--model", name], capsys)["optimisation"]
         assert found["invariance_weight"] == expected
     assert settings([], capsys) == settings(["--model", "stib"], capsys)
+    for experiment in ("qm9", "zinc", "table"):
+        config = settings_of(["train", experiment, "--data", "no.csv", "--model", "cvib"])
+        assert config["optimisation"]["invariance_weight"] == 0.03
+
+
+def test_settings_of_a_command_line_are_those_of_its_run(capsys):
+    config = settings_of(["train", "artificial", "--batch", "64"])
+    assert config["optimisation"]["batch"] == 64
+
+
+@pytest.mark.parametrize("experiment", ["artificial", "table"])
+@pytest.mark.parametrize("size", ["z0_dim", "z1_dim", "feature_dim"])
+def test_sizes_of_nothing_are_a_line(experiment, size, molecules, tmp_path, capsys):
+    data = ["--data", str(molecules), "--target", "qed"] if experiment == "table" else []
+    options = [*data, "--batch", "8", f"--model.{size}", "0", "--run", str(tmp_path / "run")]
+    assert main(["train", experiment, *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"stib: {size} must be at least 1; got 0"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_damaged_evaluation_is_named(text, runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "vae", run)
+    (run / "evaluation.json").write_text(text)
+    assert main(["table", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"{run}/evaluation.json is damaged (" in error
+    assert f"remove it, and `stib resume {run}` writes it" in error
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import stib_fast.cli.reproduce
 import stib_fast.cli.train
 import stib_fast.training.artificial
 from stib_fast.cli import main
+from stib_fast.cli.train import settings_of
 from stib_fast.generation import GenerativeModel
 from stib_fast.models import SmilesDecoder
 from stib_fast.reports.tables import INVARIANCE_LEGEND, MOLECULES_LEGEND, ON_Z0_LEGEND
@@ -259,8 +261,44 @@ def test_a_page_of_units_that_were_made_anew_is_refused(folder, tmp_path, capsys
     assert main(["results", str(out), "-o", str(tmp_path / "page.md")]) == 2
     message = capsys.readouterr().err
     assert "runs/qm9-stib/checkpoint.pt that is there: run `stib reproduce qm9-sections" in message
-    assert main(["results", str(out), "-o", str(tmp_path / "out.md")]) == 2
+
+
+@pytest.mark.parametrize("page", ["out.md", "out/runs.md", "out/qm9-sections.md", "out/new.md"])
+def test_a_page_whose_figures_would_come_among_the_results_is_refused(
+    page, folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    for name in ("qm9-sections", "runs"):
+        shutil.copytree(folder / "out" / name, out / name)
+    before = files(out).keys()
+    assert main(["results", str(out), "-o", str(tmp_path / page)]) == 2
     assert "its figures would come into" in capsys.readouterr().err
+    assert files(out).keys() == before
+
+
+def test_a_page_of_other_units_or_settings_than_todays_is_refused(
+    folder, tmp_path, capsys, monkeypatch
+):
+    results = ["results", str(folder / "out"), "-o", str(tmp_path / "page.md")]
+    sections = EXPERIMENTS["qm9-sections"]
+    unit = sections.units[0]
+    others = {
+        "runs/qm9-stib was made by `stib": replace(unit, command=f"{unit.command} --batch 9"),
+        "qm9-sections is of other units than today's": EXPERIMENTS["qm9"].units[2],
+    }
+    for message, other in others.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(EXPERIMENTS, "qm9-sections", replace(sections, units=(other,)))
+            assert main(results) == 2
+        assert message in capsys.readouterr().err
+
+    def of_another_day(arguments):
+        settings = settings_of(arguments)
+        return settings | {"optimisation": settings["optimisation"] | {"learning_rate": 0.5}}
+
+    monkeypatch.setattr(stib_fast.cli.reproduce, "settings_of", of_another_day)
+    assert main(results) == 2
+    assert "was made with optimisation.learning_rate 0.002, which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

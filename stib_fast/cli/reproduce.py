@@ -45,7 +45,7 @@ def _reproduce(options: jsonargparse.Namespace) -> None:
 
 
 def _results(options: jsonargparse.Namespace) -> None:
-    written = write_page(Path(options.folder), Path(options.output))
+    written = write_page(Path(options.folder), Path(options.output), settings=settings_of)
     print("written: " + ", ".join(str(path) for path in written))
 
 

@@ -43,7 +43,10 @@ from stib_fast.training.run import plain
 TABLES = ".csv, .csv.gz or .parquet file"
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER_CONFIG = CONFIGS / "artificial_paper.yaml"
-MODEL_CONFIGS = {"cvib": CONFIGS / "cvib.yaml"}
+MODEL_CONFIGS: dict[tuple[str, str | None], Path] = {  # experiment, model
+    (Artificial.name, "cvib"): CONFIGS / "artificial_cvib.yaml",
+    **{(name, "cvib"): CONFIGS / "molecules_cvib.yaml" for name in MOLECULE_EXPERIMENTS},
+}
 MODEL = "--model"
 
 
@@ -95,8 +98,8 @@ def spelled_out(arguments: list[str]) -> list[str]:
     options, kind = _without_model(options)
     if configs and kind not in (None, "stib"):
         raise ValueError(f"--paper has the authors' settings of STIB, not of {kind}: drop one")
-    if kind in MODEL_CONFIGS:
-        configs.append(MODEL_CONFIGS[kind])
+    if (before[-1], kind) in MODEL_CONFIGS:
+        configs.append(MODEL_CONFIGS[before[-1], kind])
     if kind is not None:
         options += [f"{MODEL}.kind", kind]
     return [*before, *(part for path in configs for part in ("--config", str(path))), *options]
@@ -153,9 +156,7 @@ def _train(options: jsonargparse.Namespace) -> None:
     if may_restart() and not chosen.run:
         raise ValueError("torchrun --max-restarts needs --run: a restart could not find the folder")
     execution = Execution(**vars(chosen.execution)).resolved()
-    optimisation = chosen.optimisation
-    if chosen.batch is not None:
-        optimisation = replace(optimisation, batch=chosen.batch)
+    optimisation = _optimisation(chosen)
     with joined_processes(execution) as processes:
         processes.share(optimisation.batch)  # before anything is read or written
         if chosen.run and processes.first(lambda: Run(chosen.run).is_of(job())):
@@ -174,7 +175,7 @@ def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
     parser = _training_parser()
     training = parser.instantiate(parser.parse_args(spelled_out(list(arguments)))).train
     chosen = training[training.experiment]
-    return plain(_config(training.experiment, chosen, chosen.optimisation, Execution()))
+    return plain(_config(training.experiment, chosen, _optimisation(chosen), Execution()))
 
 
 @functools.cache
@@ -182,6 +183,11 @@ def _training_parser() -> jsonargparse.ArgumentParser:
     parser = command("Train.")
     add_to(parser.add_subcommands(required=True))
     return parser
+
+
+def _optimisation(chosen: jsonargparse.Namespace) -> Optimisation:
+    settings: Optimisation = chosen.optimisation
+    return settings if chosen.batch is None else replace(settings, batch=chosen.batch)
 
 
 def _config(

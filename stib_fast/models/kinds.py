@@ -56,7 +56,13 @@ def assembled(
         Columns of y, Z0 and Z1.
     targets, y_scale
         See `Autoencoder` and `CVAE`.
+
+    Raises
+    ------
+    ValueError
+        Z0 or Z1 has no dimension.
     """
+    _require_parts(z0_dim, z1_dim)
     z_dim = z0_dim + z1_dim
     if kind == "cvae" or kind == "cvib":
         conditional = CVAE if kind == "cvae" else CVIB
@@ -116,6 +122,7 @@ def vector_model(
     >>> sum(p.numel() for p in vector_model("stib", 2, 2, 2, 1, hidden=(8,)).parameters())
     420
     """
+    _require_parts(z0_dim, z1_dim)
     # Before the other networks: a seed keeps the weights that it gave from the beginning.
     critic = InvarianceCritic(
         z0_dim, y_dim, feature_dim, hidden, activation, cycle_weight=cycle_weight, y_scale=y_scale
@@ -144,3 +151,9 @@ def vector_model(
 
 vector_stib = partial(vector_model, "stib")
 """`vector_model` of STIB."""
+
+
+def _require_parts(z0_dim: int, z1_dim: int) -> None:
+    for name, dim in (("z0_dim", z0_dim), ("z1_dim", z1_dim)):
+        if dim < 1:
+            raise ValueError(f"{name} must be at least 1; got {dim}")

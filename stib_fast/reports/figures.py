@@ -262,7 +262,7 @@ def _panel(
         axes.axhline(paper, color="C1", linestyle="--", linewidth=1.2, label=f"paper's {model}")
     if limit is not None:
         axes.axhline(limit, color="black", linestyle=":", linewidth=1.4, label="limit")
-    _scale(axes, name, values)
+    _scale(axes, name, [*values, *(v for v in (paper, limit) if v is not None)])
     axes.set_title(f"{title}   (last {values[-1]:.3g})", fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -126,8 +126,8 @@ def generation_page(generation: Generation, *, run: str) -> str:
 
 def _introduction(generation: Generation, run: str) -> str:
     point = (
-        "a point of Z1 at which the predictor gives the target values, found from the training "
-        "molecule whose prediction is nearest to them"
+        "a point of Z1 at which the predictor gives the target values, found from a training "
+        "molecule whose prediction is near them"
         if generation.target
         else "the Z1 of a reference molecule"
     )

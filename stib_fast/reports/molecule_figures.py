@@ -175,7 +175,7 @@ class Consistency(NamedTuple):
 def consistency_panels(panels: Sequence[Consistency], path: Path) -> None:
     """Draw box plots of the self-consistency check of several points beside the model's error.
 
-    The paper's Figure 6c (the earlier version's 6b): boxes are quartiles, whiskers reach to the
+    The paper's Figure 6c (the earlier version's 7b): boxes are quartiles, whiskers reach to the
     last molecule within 1.5 times the box's width, dots are those beyond; shaded is the model's
     mean absolute error.
 

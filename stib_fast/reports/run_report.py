@@ -69,7 +69,7 @@ def latent_space(trained: Trained, x: Tensor, title: str) -> LatentSpace:
     z0, z1 = trained.encode(x)
     if z0.numel() and z1.numel():
         return LatentSpace(title, across, z1)
-    labels = ("Z, most active dimension", "Z, second dimension")
+    labels = ("Z, most active dimension", "Z, second most active dimension")
     return LatentSpace(title, across, part.mean[:, order[:2][-1]], labels)
 
 

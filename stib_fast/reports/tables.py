@@ -95,7 +95,8 @@ spiral at 2 x₀ + x₁ (measured on 10,000 samples; 0.002 from one set of sampl
 
 _NO_FIGURE = "–"
 MOLECULES_LEGEND = (
-    "SMILES: share of tokens reconstructed, as far as the paper says; whole: of whole strings.\n"
+    "SMILES: share of tokens reconstructed; whole: of whole strings. The paper's \"correctly\n"
+    'reconstructed SMILES strings" may be either.\n'
     "Test molecules, but for the columns on Z0: the whole data set, and above 10,000\n"
     "molecules at most 5,000 test molecules.\n"
 )
@@ -241,7 +242,7 @@ def molecule_table(
 
 def _formatted(row: Mapping[str, float | None], digits: int) -> dict[str, str]:
     return {
-        name: "NaN" if math.isnan(value) else f"{value:.{digits}f}"
+        name: "NaN" if math.isnan(value) else _rounded(value, digits)
         for name, value in row.items()
         if value is not None
     }
@@ -298,7 +299,11 @@ def invariance_table(results: Mapping[str, Mapping[str, float | None]]) -> str:
 def _cell(value: float | None, column: str) -> str:
     if value is None:
         return _NO_FIGURE
-    return f"{value:g}" if column == "active_units" else f"{value:.3f}"
+    return f"{value:g}" if column == "active_units" else _rounded(value, digits=3)
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # -0.0 + 0.0 is 0.0
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

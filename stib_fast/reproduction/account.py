@@ -15,7 +15,7 @@ VERSIONS = ("stib_fast", "python", "torch", "numpy", "scikit-learn", "rdkit")
 LEGEND = (
     "ms a step, peak GB: of the last session of training; minutes: wall clock of all sessions,\n"
     "with loading, measuring and drawing, whatever else the machine did; CPU min: processor time\n"
-    "of all threads.\n"
+    "of all threads; >: without sessions that were killed.\n"
 )
 _NO_FIGURE = "–"
 
@@ -34,8 +34,8 @@ def account_text(units: list[dict[str, Any]]) -> str:
             _number(unit.get("seed"), "d"),
             _number(unit.get("steps"), ",d"),
             _number(unit.get("ms_per_step"), ".1f"),
-            _number(unit["seconds"] / 60, ".1f"),
-            _number(unit["cpu_seconds"] and unit["cpu_seconds"] / 60, ".1f"),
+            _minutes(unit["seconds"], unit),
+            _minutes(unit["cpu_seconds"], unit),
             _number(unit.get("peak_gb"), ".2f"),
         ]
         for unit in units
@@ -58,6 +58,7 @@ def _of(unit: Unit, finished: Finished) -> dict[str, Any]:
         "command": shlex.join(["stib", *unit.arguments("runs", str(record.data))]),
         "seconds": round(record.seconds, 1),
         "cpu_seconds": record.cpu_seconds and round(record.cpu_seconds, 1),
+        "lost_sessions": record.begun - record.counted,
         "processor": record.processor,
         "cores": record.cores,
     }
@@ -90,6 +91,12 @@ def _machine(unit: dict[str, Any]) -> str:
     parts += [unit["processor"], f"{unit['cores']} cores", f"threads: {unit['threads']}"]
     parts += [f"{name} {version}" for name, version in unit["versions"].items()]
     return ", ".join(parts)
+
+
+def _minutes(seconds: float | None, unit: dict[str, Any]) -> str:
+    if seconds is None:
+        return _NO_FIGURE
+    return f"{'> ' if unit['lost_sessions'] else ''}{seconds / 60:.1f}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -16,7 +16,8 @@ from stib_fast.reports.tables import INVARIANCE_LEGEND, MOLECULES_LEGEND, ON_Z0_
 from stib_fast.reproduction import account
 from stib_fast.reproduction.experiment import Experiment
 from stib_fast.reproduction.experiments import EXPERIMENTS
-from stib_fast.reproduction.reproduce import RECORD, TABLE
+from stib_fast.reproduction.reproduce import RECORD, RUNS, TABLE, shortened
+from stib_fast.reproduction.units import Settings, UnitStore
 
 _INTRODUCTION = """\
 # Results
@@ -31,7 +32,7 @@ from the folders of the runs; none of our figures is typed. What differs from th
 _LEGENDS = (ON_Z0_LEGEND, MOLECULES_LEGEND, INVARIANCE_LEGEND, account.LEGEND)
 
 
-def write_page(folder: Path, page: Path) -> list[Path]:
+def write_page(folder: Path, page: Path, *, settings: Settings) -> list[Path]:
     """Write the page of the experiments in a folder, its figures in a folder of its name beside it.
 
     Parameters
@@ -40,6 +41,8 @@ def write_page(folder: Path, page: Path) -> list[Path]:
         The `out` of `reproduce`.
     page : Path
         Markdown file.
+    settings : callable
+        See `reproduce`.
 
     Returns
     -------
@@ -49,15 +52,16 @@ def write_page(folder: Path, page: Path) -> list[Path]:
     Raises
     ------
     ValueError
-        There is no finished experiment in the folder, one is damaged, or a unit of it was made
-        anew since; the page is no Markdown file, or its figures would come among the results.
+        There is no finished experiment in the folder, one is damaged, or of units that were made
+        anew since or with other settings than today's; the page is no Markdown file, or its
+        figures would come among the results.
     OSError
         A file is missing or cannot be written.
     """
     if page.suffix != ".md":
         raise ValueError(f"-o {page}: the page is Markdown: let its name end in .md")
     pictures = page.with_suffix("")
-    if pictures.resolve() == folder.resolve():
+    if pictures.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"-o {page}: its figures would come into {pictures}, among the results: name another"
         )
@@ -70,8 +74,9 @@ def write_page(folder: Path, page: Path) -> list[Path]:
         raise ValueError(
             f"{folder} holds no finished experiment: `stib reproduce NAME --out {folder}` makes one"
         )
+    store = UnitStore(folder / RUNS, settings=settings)
     for name, record in records.items():
-        _check_source(folder, name, record)
+        _check_source(folder, name, record, store)
     sections, written = [], [page]
     for name, record in records.items():
         copied = _copy(folder / name, record, pictures)
@@ -96,7 +101,8 @@ def write_page(folder: Path, page: Path) -> list[Path]:
 def _record(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-        record = {key: content[key] for key in ("steps", "data", "units")}
+        record = {key: content[key] for key in ("steps", "data")}
+        record["units"] = [unit["name"] for unit in content["units"]]
         pictures = [{key: p[key] for key in ("file", "caption")} for p in content["pictures"]]
         return record | {"pictures": pictures, "made_from": dict(content["made_from"])}
     except (ValueError, KeyError, TypeError):
@@ -110,9 +116,17 @@ def _command(name: str, out: Path) -> str:
     return f"stib reproduce {name}{data} --out {shlex.quote(str(out))}"
 
 
-def _check_source(folder: Path, name: str, record: dict[str, Any]) -> None:
-    """Refuse tables and figures of units that are no more."""
+def _check_source(folder: Path, name: str, record: dict[str, Any], store: UnitStore) -> None:
+    """Refuse tables and figures of units that are no more, or are not today's."""
     steps = f" --steps {record['steps']}" if record["steps"] else ""
+    units = shortened(EXPERIMENTS[name].units, record["steps"])
+    for unit in units:
+        store.check_settings(unit)
+    if record["units"] != [unit.name for unit in units]:
+        raise ValueError(
+            f"{folder / name} is of other units than today's: run "
+            f"`{_command(name, folder)}{steps}` again"
+        )
     for file, sha256 in record["made_from"].items():
         path = folder / file
         if not (path.is_file() and file_digest(path) == sha256):

@@ -68,7 +68,7 @@ def reproduce(
     _check_data(experiment, data)
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
-    units = tuple(_shortened(unit, steps) for unit in experiment.units)
+    units = shortened(experiment.units, steps)
     store = UnitStore(out / RUNS, data, settings=settings)
     perform_all(units, store, run, trial=steps is not None)
 
@@ -99,10 +99,16 @@ def _trial(steps: int) -> str:
     return f"**A trial of {steps:,} steps a training: its figures mean nothing.**\n\n"
 
 
-def _shortened(unit: Unit, steps: int | None) -> Unit:
-    if steps is None or not unit.trains:
-        return unit
-    return replace(unit, command=f"{unit.command} --optimisation.steps {steps}")
+def shortened(units: tuple[Unit, ...], steps: int | None) -> tuple[Unit, ...]:
+    """The units of an experiment, for a trial with so many steps a training."""
+    if steps is None:
+        return units
+    return tuple(
+        replace(unit, command=f"{unit.command} --optimisation.steps {steps}")
+        if unit.trains
+        else unit
+        for unit in units
+    )
 
 
 def _check_data(experiment: Experiment, data: Path | None) -> None:

@@ -33,6 +33,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 from stib_fast.cli import main
 sys.exit(main())
 """
+_ANOTHER = "or name another folder with --out"
 INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
 GENERATED = ("molecules.csv", "summary.json", "index.html")
 
@@ -105,8 +106,10 @@ class Record:
     model_sha256 : str or None
         Digest of the checkpoint that a generation takes.
     seconds, cpu_seconds : float
-        Wall clock and processor time of all its sessions: loading, training, measuring, drawing;
-        the latter None where it was not counted yet.
+        Wall clock and processor time of its sessions: loading, training, measuring, drawing; the
+        latter None where it was not counted yet.
+    begun, counted : int
+        Sessions, and those whose time is counted: not if `stib reproduce` itself was killed.
     """
 
     command: str
@@ -118,6 +121,8 @@ class Record:
     model_sha256: str | None = None
     seconds: float = 0.0
     cpu_seconds: float | None = None
+    begun: int = 0
+    counted: int = 0
 
 
 class UnitStore:
@@ -165,42 +170,47 @@ class UnitStore:
 
     def check(self, unit: Unit) -> None:
         """Raise a ValueError if a unit was not made by its command, data and today's settings."""
+        self.check_settings(unit)
         record, folder = self.record(unit), self.of(unit)
-        another = "or name another folder with --out"
+        if record is None or "{data}" not in unit.command:
+            return
+        if record.data_sha256 != self._digest:
+            raise ValueError(
+                f"{folder} was made from {record.data}, whose content is not that of {self.data}: "
+                f"{self._remedy(unit)}"
+            )
+        if Run(folder).exists() and not Path(Run(folder).config()["data"]).exists():
+            raise ValueError(
+                f"{folder}: its data file {Run(folder).config()['data']} is no longer there: write "
+                f"where it is into {folder}/config.yaml, or {self._remedy(unit)}"
+            )
+
+    def check_settings(self, unit: Unit) -> None:
+        """Raise a ValueError if a unit was not made by its command and today's settings."""
+        record, folder = self.record(unit), self.of(unit)
         if record is None:
             if folder.exists():
-                raise ValueError(f"{folder} is not of `stib reproduce`: remove it, {another}")
+                raise ValueError(f"{folder} is not of `stib reproduce`: remove it, {_ANOTHER}")
             return
-        remedy = f"remove {folder} and {self._record_path(unit)}, {another}"
         if record.command != unit.command:
             raise ValueError(
                 f"{folder} was made by `stib {record.command}`, not by `stib {unit.command}`: "
-                f"{remedy}"
+                f"{self._remedy(unit)}"
             )
-        if "{data}" in unit.command and record.data_sha256 != self._digest:
-            raise ValueError(
-                f"{folder} was made from {record.data}, whose content is not that of {self.data}: "
-                f"{remedy}"
-            )
-        if unit.trains and Run(folder).exists():
-            self._check_settings(unit, remedy)
-
-    def _check_settings(self, unit: Unit, remedy: str) -> None:
-        folder = self.of(unit)
-        config = Run(folder).config()
-        made = dict(_settings_in(config))
+        if not (unit.trains and Run(folder).exists()):
+            return
+        made = dict(_settings_in(Run(folder).config()))
         today = dict(_settings_in(self._settings(unit.arguments("runs", "data"))))
         for name in (*today, *(made.keys() - today.keys())):
-            if name not in made or name not in today or made[name] != today[name]:
+            then, now = (values.get(name, "(no such setting)") for values in (made, today))
+            if then != now:
                 raise ValueError(
-                    f"{folder} was made with {name} {made.get(name)}, which "
-                    f"`stib {unit.command}` now sets to {today.get(name)}: {remedy}"
+                    f"{folder} was made with {name} {then}, which `stib {unit.command}` now sets "
+                    f"to {now}: {self._remedy(unit)}"
                 )
-        if "data" in config and not Path(config["data"]).exists():
-            raise ValueError(
-                f"{folder}: its data file {config['data']} is no longer there: write where it is "
-                f"into {folder}/config.yaml, or {remedy}"
-            )
+
+    def _remedy(self, unit: Unit) -> str:
+        return f"remove {self.of(unit)} and {self._record_path(unit)}, {_ANOTHER}"
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit has written all that it writes."""
@@ -240,11 +250,18 @@ class UnitStore:
             # Half a generation, or one of a model that is no more, is made anew.
             shutil.rmtree(self.of(unit), ignore_errors=True)
             self._begin(unit)
+        else:
+            self._begin_again(unit)
         start, cpu_start = time.perf_counter(), _cpu_seconds()
         code = run(arguments, lock)
         self._add_time(unit, time.perf_counter() - start, _cpu_seconds() - cpu_start)
         if code in INTERRUPTED:
             raise Interrupted(f"stopped in {unit.name}; the same command continues")
+        if code < 0:
+            raise RuntimeError(
+                f"{unit.name} was killed by signal {-code} (9: for want of memory, perhaps): "
+                f"`stib {shlex.join(arguments)}`; the same command continues"
+            )
         if code or not self.is_done(unit):
             raise RuntimeError(
                 f"{unit.name} failed with exit code {code}: `stib {shlex.join(arguments)}`; "
@@ -285,8 +302,14 @@ class UnitStore:
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 model_sha256=None if unit.trains else self._model_digest(unit),
                 cpu_seconds=0.0,
+                begun=1,
             ),
         )
+
+    def _begin_again(self, unit: Unit) -> None:
+        record = self.record(unit)
+        assert record is not None  # else it begins
+        self._write(unit, replace(record, begun=record.begun + 1))
 
     def _add_time(self, unit: Unit, seconds: float, cpu_seconds: float) -> None:
         record = self.record(unit)
@@ -294,7 +317,9 @@ class UnitStore:
             return
         if record.cpu_seconds is not None:
             record = replace(record, cpu_seconds=record.cpu_seconds + cpu_seconds)
-        self._write(unit, replace(record, seconds=record.seconds + seconds))
+        self._write(
+            unit, replace(record, seconds=record.seconds + seconds, counted=record.counted + 1)
+        )
 
     def _write(self, unit: Unit, record: Record) -> None:
         write_text(self._record_path(unit), json.dumps(asdict(record), indent=2) + "\n")

@@ -81,7 +81,7 @@ class SmilesModel:
 
 
 def molecule_optimisation(steps: int, batch: int) -> Optimisation:
-    """Settings that were found on QM9's validation part."""
+    """Settings found by reconstruction of QM9's validation part, and the MI of the whole set."""
     return Optimisation(
         steps=steps,
         batch=batch,
@@ -160,7 +160,10 @@ class MoleculeExperiment(ABC, Generic[Config]):
 
     @classmethod
     def from_file(cls, config: Config) -> Self:
-        """Read the molecules, take the vocabulary from them and resolve `max_length`."""
+        """Read the molecules, take the vocabulary from them all and resolve `max_length`.
+
+        Tokens and lengths are those of the test part, too: its strings could not be read else.
+        """
         table = cls.read(config)
         builder = VocabularyBuilder()
         builder.add(table.smiles)
@@ -238,6 +241,9 @@ class MoleculeExperiment(ABC, Generic[Config]):
         """Build the untrained model."""
         sizes = self.config.model
         count = len(self.predictions)
+        feature_dim = sizes.feature_dim
+        if feature_dim is None:
+            feature_dim = max(1, math.isqrt(self.optimisation.batch) // 2)
         # A model that is loaded reads the standardisation of its targets with its weights.
         targets = (
             Standardiser(torch.zeros(count), torch.ones(count))
@@ -271,7 +277,7 @@ class MoleculeExperiment(ABC, Generic[Config]):
             critic=lambda: InvarianceCritic(
                 sizes.z0_dim,
                 count,
-                sizes.feature_dim or max(1, math.isqrt(self.optimisation.batch) // 2),
+                feature_dim,
                 sizes.hidden,
                 cycle_weight=sizes.cycle_weight,
             ),

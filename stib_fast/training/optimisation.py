@@ -75,6 +75,11 @@ class Optimisation:
         for name in ("learning_rate", "lambda_start", "lambda_growth", "lambda_max"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.lambda_start > self.lambda_max:
+            raise ValueError(
+                f"lambda_start must not be above lambda_max; got {self.lambda_start} and "
+                f"{self.lambda_max}"
+            )
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip must be positive or None; got {self.gradient_clip}")
         for name in ("learning_rate_end", "warmup", "target_weight", "invariance_weight", "seed"):

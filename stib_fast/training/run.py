@@ -140,7 +140,7 @@ class Run:
 
     def read_selected(self) -> dict[str, Figure] | None:
         """Read what `write_selected` wrote; None for a run that selects no model."""
-        return json.loads(self.selected.read_text()) if self.selected.is_file() else None
+        return _figures(self.selected) if self.selected.is_file() else None
 
     def write_resources(self, resources: Mapping[str, float]) -> None:
         """Keep what the training took."""
@@ -152,13 +152,22 @@ class Run:
         Raises
         ------
         ValueError
-            If the run has not finished.
+            If the run has not finished, or the file is damaged.
         """
         if not self.evaluation.is_file():
             raise ValueError(
                 f"{self.folder} has no evaluation: finish the run with `stib resume {self.folder}`"
             )
-        return json.loads(self.evaluation.read_text())
+        return _figures(self.evaluation)
+
+
+def _figures(path: Path) -> dict[str, Figure]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and `stib resume {path.parent}` writes it"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

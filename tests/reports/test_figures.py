@@ -124,6 +124,8 @@ def test_training_figure_takes_other_lines(tmp_path: Path, drawn: list[Figure]) 
     gap, mi = drawn[0].axes
     assert [set(line.get_ydata()) for line in gap.get_lines()[1:]] == [{0.27}]
     assert len(mi.get_lines()) == 1
+    training_figure(metrics, tmp_path / "far.png", paper={"mi_bits": 30.0}, limit={})
+    assert drawn[1].axes[1].get_ylim()[1] > 30.0
 
 
 def test_training_figure_of_any_targets(tmp_path: Path, drawn: list[Figure]) -> None:

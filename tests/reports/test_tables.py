@@ -89,6 +89,12 @@ def test_reads_well_in_a_terminal_of_100_columns_and_in_markdown(table: str) -> 
     assert lines[len(grid)] == "", "Markdown needs an empty line after a table"
 
 
+def test_nothing_is_negative_zero() -> None:
+    table = artificial_table({"STIB": {"mae_x": 0.01, "mi_bits": -0.0004}})
+    assert table.count(" 0.000 |") > 1
+    assert "-0.000" not in table
+
+
 def test_row_without_any_metric_is_named() -> None:
     with pytest.raises(ValueError, match=r"results\['STIB'\] has none of .*mae_x, mae_y, mi_bits"):
         artificial_table({"STIB": {"MAE(X)": 0.1}})

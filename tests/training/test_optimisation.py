@@ -53,3 +53,8 @@ def test_evaluations_end_with_the_run():
 def test_impossible_settings_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name} must"):
         Optimisation(**{name: value})
+
+
+def test_lambda_cannot_start_above_its_maximum():
+    with pytest.raises(ValueError, match="lambda_start must not be above lambda_max; got 64"):
+        Optimisation(lambda_start=64.0, lambda_max=16.0)
