@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the default group for a default argument: DistributedDataParallel, importing it
+# after the processes have joined, would keep that group, and gloo's threads, until the interpreter
+# is taken down around them.
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroup  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
@@ -159,6 +165,7 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
         ) from error
     finally:
         dist.destroy_process_group()
+        gc.collect()  # DistributedDataParallel, in cycles, holds the group as well
 
 
 def job() -> str | None:

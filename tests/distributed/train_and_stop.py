@@ -1,8 +1,12 @@
-"""The command ``stib`` under torchrun, whose second process gets a signal in its step, once."""
+"""The command ``stib`` under torchrun, whose second process gets a signal in its step, once.
+
+Each process tells at its end which threads of gloo it has left.
+"""
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 from stib_fast.cli import main
 from stib_fast.training import loop
@@ -22,4 +26,7 @@ if __name__ == "__main__":
     if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         TrainingStep.__call__ = signalled
     loop.CHECKPOINT_SECONDS = 0.0
-    sys.exit(main())
+    code = main()
+    names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    print(f"threads left: {[name for name in names if 'gloo' in name]}", file=sys.stderr)
+    sys.exit(code)
