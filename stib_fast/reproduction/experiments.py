@@ -26,7 +26,7 @@ def _zinc(model: str) -> Unit:
     command = f"train zinc --data {{data}} --model {model} --execution.amp"
     if model == "stib":
         return Unit(f"zinc-{model}", command, ZINC)
-    quarter = "--optimisation.steps 4500 --optimisation.lambda_every 1500"
+    quarter = "--optimisation.steps 4500 --optimisation.lambda_every 3000"
     return Unit(f"zinc-{model}", f"{command} {quarter}", ZINC / 4)
 
 
