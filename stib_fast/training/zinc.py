@@ -19,14 +19,10 @@ class ZincConfig(TableConfig):
     )
     optimisation: Optimisation = field(
         default_factory=lambda: replace(
-            molecule_optimisation(steps=18_000, batch=128),
+            molecule_optimisation(steps=20_000, batch=128),
             invariance_weight=1.0,
-            critic_steps=4,
-            # 32, and 8 from step 12,000 on: a large λ learns to reconstruct sooner, a smaller one
-            # then takes out of Z0 detail of Y that is finer than its noise.
+            critic_steps=2,
             lambda_start=32.0,
-            lambda_growth=0.25,
-            lambda_every=12_000,
             lambda_max=32.0,
         )
     )
