@@ -6,6 +6,7 @@ Each process tells at its end which threads of gloo it has left.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from stib_fast.cli import main
@@ -27,6 +28,7 @@ if __name__ == "__main__":
         TrainingStep.__call__ = signalled
     loop.CHECKPOINT_SECONDS = 0.0
     code = main()
+    time.sleep(1.0)  # the kernel lists a thread for a moment after it was joined
     names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
     print(f"threads left: {[name for name in names if 'gloo' in name]}", file=sys.stderr)
     sys.exit(code)
