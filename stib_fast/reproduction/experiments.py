@@ -227,7 +227,9 @@ _ALL = (
         write=trainings.zinc,
         shows=(
             "Reconstruction and druglikeness (QED) of test molecules. The baselines are trained "
-            "for a quarter of STIB's steps."
+            "for a quarter of STIB's steps. R² act. is of the means of Z0, whose detail finer than "
+            "the latent noise a critic of draws hardly sees; what was tried against it: "
+            'docs/architecture.md, "Tried, and not kept".'
         ),
         differs=(
             _SIZES,
