@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -165,7 +166,9 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
         ) from error
     finally:
         dist.destroy_process_group()
-        gc.collect()  # DistributedDataParallel, in cycles, holds the group as well
+        # DistributedDataParallel, in cycles, holds the group as well. Not here: after an error its
+        # message comes first, since torchrun, which saw a process end, is about to end this one.
+        atexit.register(gc.collect)
 
 
 def job() -> str | None:

@@ -107,7 +107,7 @@ def test_a_process_that_dies_is_restarted_and_the_run_goes_on_bit_for_bit(cache,
     assert result.returncode == 0, result.stderr
     assert (run / "metrics.csv").read_text() == (two[0] / "metrics.csv").read_text()
     # One that is left may end the process by abort() while the interpreter is taken down.
-    assert result.stderr.count("threads left: []") == 2
+    assert result.stderr.count("attempt 1 left threads: []") == 2
 
 
 def test_a_process_that_dies_ends_the_run_which_one_process_can_resume(cache, tmp_path, capsys):

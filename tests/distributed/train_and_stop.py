@@ -3,6 +3,7 @@
 Each process tells at its end which threads of gloo it has left.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -23,12 +24,17 @@ def signalled(self, batch, step, critic_batches):
     return take_step(self, batch, step, critic_batches)
 
 
+def tell_threads():
+    time.sleep(1.0)  # the kernel lists a thread for a moment after it was joined
+    names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    left = [name for name in names if "gloo" in name]
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    print(f"attempt {attempt} left threads: {left}", file=sys.stderr)
+
+
 if __name__ == "__main__":
     if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         TrainingStep.__call__ = signalled
     loop.CHECKPOINT_SECONDS = 0.0
-    code = main()
-    time.sleep(1.0)  # the kernel lists a thread for a moment after it was joined
-    names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
-    print(f"threads left: {[name for name in names if 'gloo' in name]}", file=sys.stderr)
-    sys.exit(code)
+    atexit.register(tell_threads)  # the first to register is the last to be called
+    sys.exit(main())
