@@ -166,8 +166,8 @@ def joined_processes(execution: Execution) -> Iterator[Processes]:
         ) from error
     finally:
         dist.destroy_process_group()
-        # DistributedDataParallel, in cycles, holds the group as well. Not here: after an error its
-        # message comes first, since torchrun, which saw a process end, is about to end this one.
+        # The training step, which refers to itself, holds the group as well. Not collected here:
+        # after an error its message comes first, since torchrun is about to end this process, too.
         atexit.register(gc.collect)
 
 
